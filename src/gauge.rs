@@ -1,0 +1,286 @@
+//! Measures what the front blocks add against a copy of what they added when the pass was last
+//! computed.
+//!
+//! ```text
+//! input    before the first block    copy x                            1 read, 1 write
+//! front    after the front blocks    r = h - x over the copy, sums     3 reads, 1 write
+//! commit   the pass computes         r becomes the reference           nothing moves
+//! ```
+//!
+//! An engine that keeps its input saves the copy and its memory: `r` is formed at `commit` only.
+use crate::error::{Result, bail};
+use crate::history::Rows;
+use crate::ops::{Buffer, Comparison, Ops, Shape, View};
+use std::collections::BTreeMap;
+
+/// Buffers that wait to be used again, found by their exact shape.
+pub struct Pool<O: Ops>(Vec<(Shape, O::Buffer)>);
+
+impl<O: Ops> Default for Pool<O> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<O: Ops> Pool<O> {
+    pub fn take(&mut self, ops: &mut O, shape: Shape) -> Result<O::Buffer> {
+        match self.0.iter().position(|(other, _)| *other == shape) {
+            Some(index) => Ok(self.0.swap_remove(index).1),
+            None => ops.alloc(shape),
+        }
+    }
+
+    pub fn give(&mut self, buffer: O::Buffer) {
+        self.0.push((buffer.view().shape(), buffer));
+    }
+
+    /// Gives the memory back.
+    pub fn free(&mut self) {
+        self.0 = Vec::new();
+    }
+
+    /// Holds exactly these buffers afterwards.
+    pub fn reserve(&mut self, ops: &mut O, shapes: &[Shape]) -> Result<()> {
+        let mut missing = shapes.to_vec();
+        self.0.retain(|(shape, _)| {
+            let wanted = missing.iter().position(|other| other == shape);
+            wanted.map(|index| missing.swap_remove(index)).is_some()
+        });
+        for shape in missing {
+            let buffer = ops.alloc(shape)?;
+            self.0.push((shape, buffer));
+        }
+        Ok(())
+    }
+}
+
+/// A measured tensor of a branch, by its position and id before the first block.
+struct Track<T> {
+    index: usize,
+    id: u32,
+    shape: Shape,
+    value: T,
+}
+
+/// What stands between `input` and `commit`; a few at a time, so their size does not matter.
+#[expect(clippy::large_enum_variant)]
+enum Flight<B> {
+    /// The copy of the input, then the residual.
+    Copy(B),
+    /// The engine's own input and, once known, what left the front.
+    Engine { input: View, front: Option<View> },
+}
+
+pub struct Gauge<O: Ops> {
+    /// Bit k: tensor k of a block is measured.
+    measure: u32,
+    rounded: bool,
+    keeps_input: bool,
+    /// One branch decides for all, so only its reference is kept.
+    share: bool,
+    references: BTreeMap<usize, Vec<Track<O::Buffer>>>,
+    flight: Vec<(usize, Track<Flight<O::Buffer>>)>,
+    /// `front` has seen every tensor in flight.
+    complete: bool,
+}
+
+impl<O: Ops> Gauge<O> {
+    pub fn new(measure: u32, rounded: bool, keeps_input: bool, share: bool) -> Self {
+        Self {
+            measure,
+            rounded,
+            keeps_input,
+            share,
+            references: BTreeMap::new(),
+            flight: Vec::new(),
+            complete: false,
+        }
+    }
+
+    /// Shapes of one branch's measured tensors.
+    pub fn measured(measure: u32, shapes: &[Shape]) -> impl Iterator<Item = Shape> {
+        let measured = shapes.iter().enumerate().filter(move |(k, _)| measure >> k & 1 == 1);
+        measured.map(|(_, shape)| *shape)
+    }
+
+    pub fn has_input(&self) -> bool {
+        !self.flight.is_empty()
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Notes what goes into the first block. `rows` are those of the branches that are measured.
+    pub fn input(&mut self, ops: &mut O, pool: &mut Pool<O>, rows: &[(usize, Rows)]) -> Result<()> {
+        self.land(pool);
+        for (branch, rows) in rows {
+            if self.share {
+                let own = self.references.remove_entry(branch);
+                let others = std::mem::replace(&mut self.references, own.into_iter().collect());
+                others.into_values().flatten().for_each(|old| pool.give(old.value));
+            }
+            let n = self.flight.len();
+            for (index, (view, id)) in rows.iter().enumerate() {
+                if self.measure >> index & 1 == 0 {
+                    continue;
+                }
+                let shape = view.shape();
+                let value = if self.keeps_input {
+                    Flight::Engine { input: view, front: None }
+                } else {
+                    let buffer = pool.take(ops, shape)?;
+                    ops.copy(buffer.view(), view);
+                    Flight::Copy(buffer)
+                };
+                self.flight.push((*branch, Track { index, id, shape, value }));
+            }
+            if self.flight.len() == n {
+                bail!(
+                    Arg,
+                    "measure is {:#b}, but the block has {} tensors",
+                    self.measure,
+                    rows.count()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Do the branches have a reference of the shapes that just came in?
+    pub fn check(&self) -> Result<bool> {
+        let mut all = self.has_input();
+        for (branch, track) in &self.flight {
+            match self.reference(*branch, track) {
+                None => all = false,
+                Some(reference) if reference.shape != track.shape => {
+                    let (was, index) = (reference.shape, track.index);
+                    bail!(
+                        Shape,
+                        "tensor {index} of branch {branch} is {}, it was {was}",
+                        track.shape
+                    );
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(all)
+    }
+
+    fn reference<T>(&self, branch: usize, track: &Track<T>) -> Option<&Track<O::Buffer>> {
+        let references = self.references.get(&branch)?.iter();
+        references.into_iter().find(|r| r.index == track.index && r.id == track.id)
+    }
+
+    /// Takes what left the front blocks, and queues the measurement if `wanted` and possible.
+    pub fn front(
+        &mut self,
+        ops: &mut O,
+        rows: &[(usize, Rows)],
+        wanted: bool,
+    ) -> Result<Option<O::Pending>> {
+        let measures = wanted && self.check()?;
+        let mut comparisons = Vec::with_capacity(self.flight.len());
+        for at in 0..self.flight.len() {
+            let (branch, track) = &self.flight[at];
+            let rows = rows.iter().find(|(other, _)| other == branch).map(|(_, rows)| rows);
+            let x = rows.and_then(|rows| rows.find(track.index, track.id));
+            let Some(x) = x.filter(|x| x.shape() == track.shape) else {
+                let index = track.index;
+                bail!(
+                    Shape,
+                    "tensor {index} went into the front as {} and left it {}",
+                    track.shape,
+                    x.map_or("never".to_owned(), |x| format!("as {}", x.shape()))
+                );
+            };
+            let earlier = self.reference(*branch, track).map(|r| r.value.view());
+            let (base, keep) = match &mut self.flight[at].1.value {
+                Flight::Copy(buffer) => (buffer.view(), Some(buffer.view())),
+                Flight::Engine { input, .. } if x.overlaps(input) => bail!(
+                    Arg,
+                    "DC_ENGINE_KEEPS_INPUT is set, but what left block 0 lies over what went in"
+                ),
+                Flight::Engine { input, front } => {
+                    *front = Some(x);
+                    (*input, None)
+                }
+            };
+            match earlier.filter(|_| measures) {
+                Some(earlier) => {
+                    comparisons.push(Comparison { x, base: Some(base), earlier, keep });
+                }
+                None => keep.into_iter().for_each(|keep| ops.subtract(keep, x, base)),
+            }
+        }
+        self.complete = true;
+        Ok(measures.then(|| ops.measure(&comparisons, self.rounded)))
+    }
+
+    /// The pass computes: what it showed is what later passes are compared with.
+    pub fn commit(&mut self, ops: &mut O, pool: &mut Pool<O>) -> Result<()> {
+        if !std::mem::take(&mut self.complete) {
+            self.land(pool);
+            return Ok(());
+        }
+        self.take_spares(ops, pool)?;
+        for (branch, track) in std::mem::take(&mut self.flight) {
+            let Track { index, id, shape, value } = track;
+            let references = self.references.entry(branch).or_default();
+            let old = references.iter().position(|r| r.index == index && r.id == id);
+            let old = old.map(|at| references.swap_remove(at).value);
+            let value = match value {
+                Flight::Copy(buffer) => {
+                    old.into_iter().for_each(|old| pool.give(old));
+                    buffer
+                }
+                Flight::Engine { input, front } => {
+                    let buffer = match old {
+                        Some(old) if old.view().shape() == shape => old,
+                        _ => pool.take(ops, shape)?,
+                    };
+                    let front = front.expect("a complete flight has left the front");
+                    ops.subtract(buffer.view(), front, input);
+                    buffer
+                }
+            };
+            let references = self.references.entry(branch).or_default();
+            references.push(Track { index, id, shape, value });
+        }
+        Ok(())
+    }
+
+    /// A branch's first copy becomes its reference; the buffer that the next pass copies into is
+    /// taken now as well, so that nothing has to be taken later.
+    fn take_spares(&mut self, ops: &mut O, pool: &mut Pool<O>) -> Result<()> {
+        let copies = self.flight.iter().filter(|(branch, track)| {
+            matches!(track.value, Flight::Copy(_)) && self.reference(*branch, track).is_none()
+        });
+        let spares: Result<Vec<_>> = copies.map(|(_, track)| pool.take(ops, track.shape)).collect();
+        spares?.into_iter().for_each(|spare| pool.give(spare));
+        Ok(())
+    }
+
+    /// Ends the flight without a trace.
+    pub fn land(&mut self, pool: &mut Pool<O>) {
+        self.complete = false;
+        for (_, track) in self.flight.drain(..) {
+            if let Flight::Copy(buffer) = track.value {
+                pool.give(buffer);
+            }
+        }
+    }
+
+    /// Forgets what a branch is compared with.
+    pub fn forget(&mut self, branch: usize, pool: &mut Pool<O>) {
+        let old = self.references.remove(&branch).into_iter().flatten();
+        old.for_each(|old| pool.give(old.value));
+    }
+
+    /// Forgets all branches.
+    pub fn clear(&mut self, pool: &mut Pool<O>) {
+        self.land(pool);
+        let all = std::mem::take(&mut self.references).into_values().flatten();
+        all.for_each(|old| pool.give(old.value));
+    }
+}

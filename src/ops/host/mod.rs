@@ -1,0 +1,169 @@
+//! The operations on host memory.
+//!
+//! Every operation walks its tensors in chunks that stay in the first-level cache: load into f32,
+//! compute, store. Dtypes and strides are therefore a matter of [`lanes`] alone, and each formula
+//! stands here once. Blocks of elements are spread over threads; the sums come out the same for any
+//! number of them.
+mod lanes;
+mod pool;
+
+use super::memory::{Block, Memory};
+use super::{BLOCK, Buffer, Comparison, Dtype, LANES, Ops, Shape, View};
+use crate::error::Result;
+use crate::rule::Change;
+use lanes::{CHUNK, Lanes, load, store};
+use std::sync::Arc;
+
+pub struct Host {
+    memory: Arc<Memory>,
+    /// 0 = one per core, 1 = the calling thread only.
+    threads: usize,
+    /// Sums of each block, kept so that measuring allocates nothing.
+    sums: Vec<[f64; 3]>,
+}
+
+impl Host {
+    pub fn new(memory: Arc<Memory>, threads: usize) -> Self {
+        Self { memory, threads, sums: Vec::new() }
+    }
+}
+
+pub struct HostBuffer {
+    block: Block,
+    shape: Shape,
+}
+
+impl Buffer for HostBuffer {
+    fn view(&self) -> View {
+        // The block has room for the shape, and lives as long as the buffer.
+        unsafe { View::dense(self.block.address(), self.shape) }
+    }
+}
+
+impl Ops for Host {
+    type Buffer = HostBuffer;
+    type Pending = Change;
+
+    fn alloc(&mut self, shape: Shape) -> Result<HostBuffer> {
+        Ok(HostBuffer { block: self.memory.take(shape.bytes())?, shape })
+    }
+
+    fn copy(&mut self, out: View, x: View) {
+        self.combine(out, Some(x), &[]);
+    }
+
+    fn subtract(&mut self, out: View, x: View, base: View) {
+        self.chunks(out.len(), |start, n| {
+            let (mut x_, mut base_) = (Lanes::ZERO, Lanes::ZERO);
+            load(&x, start, x_.first(n));
+            load(&base, start, base_.first(n));
+            x_.first(n).iter_mut().zip(base_.first(n)).for_each(|(x, base)| *x -= *base);
+            store(&out, start, x_.first(n));
+        });
+    }
+
+    fn combine(&mut self, out: View, x: Option<View>, terms: &[(f64, View)]) {
+        self.chunks(out.len(), |start, n| {
+            let (mut sum, mut term) = (Lanes::ZERO, Lanes::ZERO);
+            // With neither x nor a term before it, a first term stands alone: no 0 + c*y, which
+            // would turn -0 into 0.
+            let mut first = true;
+            if let Some(x) = &x {
+                load(x, start, sum.first(n));
+                first = false;
+            }
+            for (c, y) in terms {
+                let c = *c as f32;
+                load(y, start, term.first(n));
+                let pairs = sum.first(n).iter_mut().zip(term.first(n));
+                match std::mem::take(&mut first) {
+                    true => pairs.for_each(|(sum, y)| *sum = c * *y),
+                    false => pairs.for_each(|(sum, y)| *sum += c * *y),
+                }
+            }
+            store(&out, start, sum.first(n));
+        });
+    }
+
+    fn measure(&mut self, comparisons: &[Comparison], rounded: bool) -> Change {
+        let dtype = comparisons.first().map_or(Dtype::F32, |c| c.earlier.dtype());
+        comparisons.iter().fold(Change::zero(dtype), |sum, c| sum + self.compare(c, rounded))
+    }
+
+    fn read(&mut self, pending: Change) -> Change {
+        pending
+    }
+}
+
+impl Host {
+    /// Calls `f(start, n)` for chunks that cover `0 .. len`, on any thread.
+    fn chunks(&self, len: usize, f: impl Fn(usize, usize) + Sync) {
+        pool::for_each(self.threads, len.div_ceil(BLOCK), |block| {
+            let end = len.min((block + 1) * BLOCK);
+            for start in (block * BLOCK..end).step_by(CHUNK) {
+                f(start, CHUNK.min(end - start));
+            }
+        });
+    }
+
+    fn compare(&mut self, comparison: &Comparison, rounded: bool) -> Change {
+        let len = comparison.x.len();
+        let n_blocks = len.div_ceil(BLOCK);
+        self.sums.clear();
+        self.sums.resize(n_blocks, [0.0; 3]);
+        pool::fill(self.threads, &mut self.sums, |block| {
+            let start = block * BLOCK;
+            sum_block(comparison, start, BLOCK.min(len - start), rounded)
+        });
+        let [difference, value, reference] = self
+            .sums
+            .iter()
+            .fold([0.0; 3], |sum, block| std::array::from_fn(|k| sum[k] + block[k]));
+        let dtype = comparison.earlier.dtype();
+        Change { difference, value, reference, count: len as f64, dtype }
+    }
+}
+
+/// `[sum |u - v|, sum |u|, sum |v|]` over at most [`BLOCK`] elements from `start`.
+fn sum_block(comparison: &Comparison, start: usize, len: usize, rounded: bool) -> [f64; 3] {
+    let Comparison { x, base, earlier, keep } = comparison;
+    let dtype = earlier.dtype();
+    let (mut u, mut v, mut difference) = (Lanes::ZERO, Lanes::ZERO, Lanes::ZERO);
+    let mut sums = [[0f32; LANES]; 3];
+    for offset in (0..len).step_by(CHUNK) {
+        let (at, n) = (start + offset, CHUNK.min(len - offset));
+        load(x, at, u.first(n));
+        if let Some(base) = base {
+            load(base, at, v.first(n));
+            u.first(n).iter_mut().zip(v.first(n)).for_each(|(u, base)| *u -= *base);
+            u.round(n, dtype);
+        }
+        if let Some(keep) = keep {
+            store(keep, at, u.first(n));
+        }
+        load(earlier, at, v.first(n));
+        let (u, v) = (u.first(n), v.first(n));
+        let d = difference.first(n);
+        d.iter_mut().zip(&*u).zip(&*v).for_each(|((d, u), v)| *d = *u - *v);
+        if rounded {
+            difference.round(n, dtype);
+        }
+        for (sum, terms) in sums.iter_mut().zip([difference.first(n), u, v]) {
+            for row in terms.chunks(LANES) {
+                sum.iter_mut().zip(row).for_each(|(sum, term)| *sum += term.abs());
+            }
+        }
+    }
+    sums.map(|lanes| add_by_halves(&mut lanes.map(f64::from)))
+}
+
+fn add_by_halves(lanes: &mut [f64]) -> f64 {
+    match lanes {
+        [sum] => *sum,
+        _ => {
+            let (low, high) = lanes.split_at_mut(lanes.len() / 2);
+            low.iter_mut().zip(&*high).for_each(|(low, high)| *low += *high);
+            add_by_halves(low)
+        }
+    }
+}
