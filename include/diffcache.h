@@ -66,13 +66,13 @@
 #  define DC_NODISCARD
 #endif
 
-/** How a dc_run_t and a dc_pass_t start: every field at its default. */
+// How a dc_run_t and a dc_pass_t start: every field at its default.
 #define DC_RUN_INIT { (uint32_t)sizeof(dc_run_t), 0, 0, 0, NULL, 0.0f, 0, NULL, NULL }
 #define DC_PASS_INIT { (uint32_t)sizeof(dc_pass_t), 0, 1, {0, 0, 0, 0, 0, 0, 0, 0}, 0, 0.0f, NULL }
 
-/** dc_pass_t::stream: the caller has synchronised; the library works on a stream of its own, and
- * every call returns when its work is done. Any other value is a CUstream / cudaStream_t (null: the
- * legacy default stream). On the CPU every call returns when its work is done. */
+// dc_pass_t::stream: the caller has synchronised; the library works on a stream of its own, and
+// every call returns when its work is done. Any other value is a CUstream / cudaStream_t (null: the
+// legacy default stream). On the CPU every call returns when its work is done.
 #define DC_STREAM_SYNC ((void *)-1)
 
 #define DC_VERSION_MAJOR 0
@@ -628,7 +628,8 @@ DC_API DC_NODISCARD dc_status_t dc_options_format(const dc_options_t *options, c
 
 // Exactly the bytes that mem_alloc will be asked for, given the shapes of all tensors; allocates
 // nothing. FBCache on B branches with an image stream of N and a text stream of E bytes holds
-// B(2N + E) + N, or B(2N + E) with DC_ENGINE_KEEPS_INPUT.
+// B(2N + E) + N, or B(2N + E) with DC_ENGINE_KEEPS_INPUT; passes that stack S branches hold SN in
+// place of the last N; an estimator of order n holds n(N + E) more for each branch.
 DC_API DC_NODISCARD dc_status_t dc_memory_needed(const dc_engine_t *engine,
         const dc_options_t *options, const dc_shape_t *shapes, size_t n,
         uint64_t *bytes);
@@ -698,9 +699,8 @@ DC_API void dc_cache_after_block(dc_cache_t *cache, uint32_t block,
         const dc_tensor_t *out, size_t n);
 
 // Closes the pass. One code to test: DC_ERR_DISCARD = throw this output away and redo the pass with
-// DC_PASS_COMPUTE (at the next step number or in a new run). Any other code = the output is right;
-// if it is not DC_OK, the cache did not work in this pass. dc_last_error() has the pass's first
-// error.
+// DC_PASS_COMPUTE, under its own step. Any other code = the output is right; if it is not DC_OK,
+// the cache did not work in this pass. dc_last_error() has the pass's first error.
 DC_API DC_NODISCARD dc_status_t dc_cache_end_pass(dc_cache_t *cache);
 
 // ---- Steering ------------------------------------------------------------------------------

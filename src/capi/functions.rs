@@ -291,7 +291,8 @@ pub unsafe extern "C" fn dc_options_format(
 
 /// Exactly the bytes that mem_alloc will be asked for, given the shapes of all tensors; allocates
 /// nothing. FBCache on B branches with an image stream of N and a text stream of E bytes holds
-/// B(2N + E) + N, or B(2N + E) with DC_ENGINE_KEEPS_INPUT.
+/// B(2N + E) + N, or B(2N + E) with DC_ENGINE_KEEPS_INPUT; passes that stack S branches hold SN in
+/// place of the last N; an estimator of order n holds n(N + E) more for each branch.
 ///
 /// # Safety
 /// The structs are null or were filled by their init functions; `shapes` has `n` rows; `bytes` is
@@ -542,9 +543,8 @@ pub unsafe extern "C" fn dc_cache_after_block(
 }
 
 /// Closes the pass. One code to test: DC_ERR_DISCARD = throw this output away and redo the pass with
-/// DC_PASS_COMPUTE (at the next step number or in a new run). Any other code = the output is right;
-/// if it is not DC_OK, the cache did not work in this pass. dc_last_error() has the pass's first
-/// error.
+/// DC_PASS_COMPUTE, under its own step. Any other code = the output is right; if it is not DC_OK,
+/// the cache did not work in this pass. dc_last_error() has the pass's first error.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn dc_cache_end_pass(cache: *mut dc_cache_t) -> dc_status_t {
