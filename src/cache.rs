@@ -207,17 +207,22 @@ impl<O: Ops> Cache<O> {
             bail!(Memory, "memory_budget is {budget} bytes, this run needs {needed}");
         }
         // What an earlier run of other shapes left behind must not count against this one.
-        let held = self.memory.held();
-        if held > 0 && held != needed {
+        if self.memory.held() != needed {
             self.groups.iter_mut().for_each(Group::free);
         }
+        let kept = self.memory.held() > 0;
+        match self.reserve_groups(shapes) {
+            Err(_) if kept => self.reserve_groups(shapes),
+            reserved => reserved,
+        }
+    }
+
+    /// Takes all or nothing.
+    fn reserve_groups(&mut self, shapes: &[Vec<(u32, Shape)>]) -> Result<()> {
         let (ops, setting) = (&mut self.ops, &self.setting);
         let reserved =
             self.groups.iter_mut().try_for_each(|group| group.reserve(ops, setting, shapes));
-        if reserved.is_err() {
-            self.groups.iter_mut().for_each(Group::free);
-        }
-        reserved
+        reserved.inspect_err(|_| self.groups.iter_mut().for_each(Group::free))
     }
 
     /// Ends the run and says how it went.

@@ -695,49 +695,45 @@ impl<O: Ops> Group<O> {
             }
             None => {}
         }
-        let mut all = Some(Action::Skip);
-        for member in self.deciding(members).to_vec() {
-            match self.foresee(ops, pass, members, member, next, &at) {
-                Some(Action::Skip) => {}
-                Some(Action::Compute) => return Some(Action::Compute),
-                None => all = None,
-            }
-        }
-        all
+        self.foresee(ops, pass, members, next, at)
     }
 
-    /// Plays one branch's rules forward from `next` without touching them.
+    /// Plays the rules forward from `next` without touching them.
     fn foresee(
         &mut self,
         ops: &mut O,
         pass: Pass,
         members: &[usize],
-        member: usize,
         next: u32,
         at: impl Fn(u32) -> Pass,
     ) -> Option<Action> {
-        let mut rules = self.branches[member].rules.clone();
-        let mut newest = self.branches[member].history.newest();
-        let mut known = true;
+        let deciding = self.deciding(members).iter();
+        let mut rules: Vec<_> =
+            deciding.flat_map(|member| self.branches[*member].rules.clone()).collect();
+        // What is kept: the same age for all once a step between has been computed.
+        let newest = |m: &usize| self.branches[*m].history.newest();
+        let mut oldest_newest =
+            members.iter().map(newest).reduce(|a, b| Some(a?.min(b?))).flatten();
+        let max_age = self.policy.keep.max_age;
         let stale = |newest: Option<f64>, step: u32| {
-            let age = |newest| f64::from(step) - newest;
-            let old = |newest| self.policy.keep.max_age.is_some_and(|max| age(newest) > max.into());
+            let old = |newest| max_age.is_some_and(|max| f64::from(step) - newest > max.into());
             newest.is_none_or(old)
         };
-        for step in next..pass.step {
+        let mut known = pass.step - next <= FORESIGHT;
+        for step in if known { next..pass.step } else { 0..0 } {
             let between = at(step);
             let action = match rule::decide(&rules, &between, None) {
                 Verdict::Compute(_) => Action::Compute,
-                _ if stale(newest, step) => Action::Compute,
+                _ if stale(oldest_newest, step) => Action::Compute,
                 Verdict::Skip => Action::Skip,
                 Verdict::Measure => {
                     known = false;
-                    continue;
+                    break;
                 }
             };
             rules.iter_mut().for_each(|rule| rule.record(&between, action, None));
             if action == Action::Compute {
-                newest = Some(f64::from(step));
+                oldest_newest = Some(f64::from(step));
             }
         }
         match rule::decide(&rules, &pass, None) {
@@ -745,7 +741,7 @@ impl<O: Ops> Group<O> {
             Verdict::Compute(Reason::WarmUp | Reason::Last | Reason::Rule) => Some(Action::Compute),
             _ if !known => None,
             Verdict::Compute(_) => Some(Action::Compute),
-            _ if stale(newest, pass.step) => Some(Action::Compute),
+            _ if stale(oldest_newest, pass.step) => Some(Action::Compute),
             Verdict::Skip => Some(Action::Skip),
             Verdict::Measure if self.policy.lagged && next == pass.step => {
                 let Some(change) = self.last_measurement(ops, members) else {
@@ -760,6 +756,9 @@ impl<O: Ops> Group<O> {
         }
     }
 }
+
+/// Steps that a coming pass may lie ahead to be played forward to.
+const FORESIGHT: u32 = 1 << 14;
 
 impl<O: Ops> Turn<O> {
     /// What the pass shows is kept: also if the tensors have new shapes, with which the branch

@@ -71,9 +71,11 @@ fn enter(cache: *const dc_cache_t) -> Result<Entered<'static, Entry>> {
 
 /// Runs `f` on the cache; null is caching off. A panic breaks the cache, not the host.
 fn with<T>(cache: *const dc_cache_t, off: T, f: impl FnOnce(&mut Entry) -> Result<T>) -> Result<T> {
-    if cache.is_null() {
-        return Ok(off);
-    }
+    if cache.is_null() { Ok(off) } else { serve(cache, f) }
+}
+
+/// As [`with`], on a cache that is not null.
+fn serve<T>(cache: *const dc_cache_t, f: impl FnOnce(&mut Entry) -> Result<T>) -> Result<T> {
     let mut entered = enter(cache)?;
     let entry = entered.value();
     if let Some(error) = &entry.broken {
@@ -98,13 +100,16 @@ fn in_pass<T>(
     otherwise: T,
     f: impl FnOnce(&mut Entry) -> Result<T>,
 ) -> T {
+    if cache.is_null() {
+        return off;
+    }
     let handle = cache.addr();
     let mine = || thread::find(handle);
     let served = caught(|| {
         if mine().is_some_and(|mine| mine.serial == 0) {
             bail!(Busy, "begin_pass was refused: another thread is in a call on this cache");
         }
-        with(cache, off, |entry| {
+        serve(cache, |entry| {
             if entry.lost(handle) {
                 bail!(State, "another thread began a run or a pass on this cache");
             }

@@ -68,7 +68,7 @@ impl Limits {
     }
 
     fn is_last(&self, pass: &Pass) -> bool {
-        let by_number = pass.end_step.is_some_and(|end| pass.step + self.rails.last >= end);
+        let by_number = pass.end_step.is_some_and(|end| end - pass.step <= self.rails.last);
         by_number || (pass.last && self.rails.last > 0)
     }
 }

@@ -1,0 +1,128 @@
+# libdiffcache by name. `cargo build --release` alone builds the library; this file installs it, tests it and shows it.
+
+SHELL     := bash
+PREFIX    ?= /usr/local
+LIBDIR    ?= lib
+CARGO     ?= cargo
+TARGET    := $(abspath $(or $(CARGO_TARGET_DIR),target))
+VERSION   := $(shell sed -n 's/^version *= *"\(.*\)"/\1/p' Cargo.toml | head -n 1)
+# What the SONAME carries: major.minor while major is 0, then major alone.
+SOVERSION := $(shell echo $(VERSION) | sed -E 's/^(0\.[0-9]+|[0-9]+)\..*/\1/')
+HOST       = $(shell rustc -vV | sed -n 's/^host: //p')
+JOBS      := $(shell getconf _NPROCESSORS_ONLN)
+
+# One folder for every cargo started below, and the tools that .ci/bootstrap may have put there.
+export CARGO_TARGET_DIR := $(TARGET)
+export PATH := $(TARGET)/tools/bin:$(PATH)
+export CMAKE_GENERATOR := Ninja
+
+.DEFAULT_GOAL := build
+.NOTPARALLEL:
+.PHONY: help build install demo test bench header clean \
+        install-files tools-demo tools-test lint test-rust prefix test-plain test-valgrind run-valgrind test-sanitize
+
+help: ## list the targets
+	@echo "make TARGET, where TARGET is one of"
+	@sed -n 's/^\([a-z][a-z-]*\):.*## /  \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 17
+	@echo "variables: PREFIX=$(PREFIX) LIBDIR=$(LIBDIR) DESTDIR=$(DESTDIR) CARGO_TARGET_DIR=$(TARGET)"
+
+build: ## the library (default): libdiffcache.so and libdiffcache.a in target/release
+	$(CARGO) build --release --lib
+
+# ---- install ------------------------------------------------------------------------------------------------------
+
+install: build install-files ## headers, libraries, pkg-config file and CMake package into PREFIX (and below DESTDIR)
+
+FROM = $(TARGET)/release
+INTO = $(DESTDIR)$(PREFIX)
+# From LIBDIR back up to PREFIX: this is what makes the installed tree relocatable.
+UP   = $(shell echo $(LIBDIR) | sed 's|[^/][^/]*|..|g')
+# $(call fill,template,file below LIBDIR)
+fill = sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@SOVERSION@|$(SOVERSION)|g' -e 's|@UP@|$(UP)|g' $(1) \
+       | install -m 644 /dev/stdin "$(INTO)/$(LIBDIR)/$(2)"
+
+install-files:
+	install -d "$(INTO)/include" "$(INTO)/$(LIBDIR)/pkgconfig" "$(INTO)/$(LIBDIR)/cmake/diffcache"
+	install -p -m 644 include/diffcache.h bindings/cpp/diffcache.hpp "$(INTO)/include"
+	install -p -m 755 $(FROM)/libdiffcache.so "$(INTO)/$(LIBDIR)/libdiffcache.so.$(VERSION)"
+	ln -sf libdiffcache.so.$(VERSION) "$(INTO)/$(LIBDIR)/libdiffcache.so.$(SOVERSION)"
+	ln -sf libdiffcache.so.$(SOVERSION) "$(INTO)/$(LIBDIR)/libdiffcache.so"
+	install -p -m 644 $(FROM)/libdiffcache.a "$(INTO)/$(LIBDIR)"
+	$(call fill,bindings/pkgconfig/diffcache.pc.in,pkgconfig/diffcache.pc)
+	$(call fill,bindings/cmake/diffcacheConfig.cmake.in,cmake/diffcache/diffcacheConfig.cmake)
+	$(call fill,bindings/cmake/diffcacheConfigVersion.cmake.in,cmake/diffcache/diffcacheConfigVersion.cmake)
+
+# ---- demo ---------------------------------------------------------------------------------------------------------
+
+demo: tools-demo prefix ## sample a small diffusion model with every method: a table and a picture
+	cmake --log-level=WARNING -S examples -B $(TARGET)/demo -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH=$(TARGET)/prefix >/dev/null
+	cmake --build $(TARGET)/demo --target digits
+	$(TARGET)/demo/digits/digits --compare --out $(TARGET)/demo/contact-sheet.png
+	@echo "The samples, a row for each setting: $(TARGET:$(CURDIR)/%=%)/demo/contact-sheet.png"
+
+# ---- tests --------------------------------------------------------------------------------------------------------
+
+test: tools-test lint test-rust test-plain test-valgrind test-sanitize ## all tests: Rust, then C and C++ plain, under valgrind and sanitizers
+
+# Installs what is missing; silent when nothing is.
+tools-demo:
+	@.ci/bootstrap $(TARGET)/tools cmake ninja
+tools-test:
+	@.ci/bootstrap $(TARGET)/tools cmake ninja valgrind pkg-config rustfmt clippy
+
+lint:
+	@if $(CARGO) fmt --version >/dev/null 2>&1; then set -x; $(CARGO) fmt --check; else echo "SKIPPED: format (no rustfmt)"; fi
+	@if $(CARGO) clippy --version >/dev/null 2>&1; then set -x; $(CARGO) clippy --all-targets -- -D warnings; \
+	else echo "SKIPPED: lints (no clippy)"; fi
+
+test-rust:
+	$(CARGO) test
+
+# The C and C++ programs are an outside project: they see an installed prefix and never this source tree.
+prefix: build
+	@rm -rf $(TARGET)/prefix
+	@$(MAKE) --no-print-directory -s install-files PREFIX=$(TARGET)/prefix DESTDIR= LIBDIR=lib
+
+# $(call ctest,flavour,prefix,cmake options,ctest options)
+define ctest
+	@echo "---- C and C++: $(1)"
+	cmake --log-level=WARNING -S tests/capi -B $(TARGET)/capi/$(1) -DCMAKE_PREFIX_PATH=$(2) $(3) >/dev/null
+	cmake --build $(TARGET)/capi/$(1)
+	cd $(TARGET)/capi/$(1) && ctest --output-on-failure --no-tests=error -j $(JOBS) $(4)
+endef
+
+# Heavy tests and those of the installed files say nothing more under valgrind or a sanitizer.
+ONCE     := -LE '^(slow|install|dialect)$$'
+GUARDED  := -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDC_GUARDED=ON
+VALGRIND := valgrind;-q;--error-exitcode=99;--leak-check=full;--errors-for-leak-kinds=definite
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+
+test-plain: tools-test prefix
+	$(call ctest,plain,$(TARGET)/prefix,-DCMAKE_BUILD_TYPE=Release)
+
+test-valgrind: tools-test prefix
+	@if command -v valgrind >/dev/null; then $(MAKE) --no-print-directory run-valgrind; \
+	else echo "SKIPPED: C and C++ under valgrind (no valgrind)"; fi
+run-valgrind: export DIFFCACHE_TEST_LIGHT = 1
+run-valgrind:
+	$(call ctest,valgrind,$(TARGET)/prefix,$(GUARDED) "-DCMAKE_CROSSCOMPILING_EMULATOR=$(VALGRIND)",$(ONCE))
+
+# The library itself is built with AddressSanitizer too. Stable compilers carry it behind RUSTC_BOOTSTRAP; with an explicit
+# target, build scripts are left alone.
+test-sanitize: asan = $(TARGET)/asan
+test-sanitize: tools-test
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=$(asan) $(CARGO) build --release --lib --target $(HOST)
+	nm -D $(asan)/$(HOST)/release/libdiffcache.so | grep -q __asan_report # it is in there
+	@$(MAKE) --no-print-directory -s install-files FROM=$(asan)/$(HOST)/release PREFIX=$(asan)/prefix DESTDIR= LIBDIR=lib
+	$(call ctest,sanitize,$(asan)/prefix,$(GUARDED) "-DCMAKE_C_FLAGS=$(SANITIZE)" "-DCMAKE_CXX_FLAGS=$(SANITIZE)",$(ONCE))
+
+# ---- the rest -----------------------------------------------------------------------------------------------------
+
+bench: ## criterion benchmarks: calls, measure and combine beside a plain read and copy
+	$(CARGO) bench
+
+header: ## write include/diffcache.h anew from the Rust documentation
+	DC_WRITE_HEADER=1 $(CARGO) test --test header
+
+clean: ## remove target/
+	rm -rf $(TARGET)

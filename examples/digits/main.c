@@ -1,0 +1,202 @@
+/* digits: draws handwritten digits with a small diffusion transformer, and shows what diffcache does for it.
+ * `digits --help` lists the options. */
+#include "compare.h"
+#include "safetensors.h"
+#include "sheet.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char HELP[] =
+    "usage: digits [options]\n"
+    "  --cache TEXT       how to cache, for example \"fbcache,threshold=0.1\" (default: not at all)\n"
+    "  --compare          every method: a table, and a contact sheet of ten pictures each with their errors\n"
+    "  --check VECTOR     compare the model with PyTorch's output in the file VECTOR\n"
+    "  --trace            print every decision of the cache, and why\n"
+    "  --steps N          sampling steps (50)\n"
+    "  --batch N          pictures: 0, 1, ... 9, 0, 1, ... (32)\n"
+    "  --guidance G       strength of classifier-free guidance (3)\n"
+    "  --cfg batched      both branches of guidance stacked in one pass (default)\n"
+    "  --cfg sequential   a pass for each\n"
+    "  --seed N           of the noise (0)\n"
+    "  --repeat N         runs to take the median time of (1; with --compare 3)\n"
+    "  --weights FILE     the model (" DIGITS_WEIGHTS ")\n"
+    "  --out FILE.png     the pictures (digits.png)\n";
+
+typedef struct {
+    sampling sampling;
+    const char *cache, *check, *weights, *out;
+    bool compare, trace;
+    int repeat;
+} arguments;
+
+/* Null, with a message on stderr, if the option is unknown, or its value missing or out of range. */
+static bool parse(int argc, char **argv, arguments *a)
+{
+    for (int i = 1; i < argc; i++) {
+        const char *option = argv[i], *value = NULL;
+        char *end = NULL;
+        if (strcmp(option, "--compare") == 0) {
+            a->compare = true;
+            continue;
+        }
+        if (strcmp(option, "--trace") == 0) {
+            a->trace = true;
+            continue;
+        }
+        if (i + 1 < argc)
+            value = argv[++i];
+        double number = value ? strtod(value, &end) : 0;
+        bool is_number = value && *value && !*end, is_count = is_number && number >= 1 && number == floor(number);
+        bool ok = value != NULL;
+        if (!ok)
+            ;
+        else if (strcmp(option, "--cache") == 0)
+            a->cache = value;
+        else if (strcmp(option, "--check") == 0)
+            a->check = value;
+        else if (strcmp(option, "--weights") == 0)
+            a->weights = value;
+        else if (strcmp(option, "--out") == 0)
+            a->out = value;
+        else if (strcmp(option, "--steps") == 0 && is_count && number <= DC_MAX_STEPS)
+            a->sampling.steps = (int)number;
+        else if (strcmp(option, "--batch") == 0 && is_count && number <= 4096)
+            a->sampling.batch = (int)number;
+        else if (strcmp(option, "--repeat") == 0 && is_count && number <= 99)
+            a->repeat = (int)number;
+        else if (strcmp(option, "--guidance") == 0 && is_number)
+            a->sampling.guidance = (float)number;
+        else if (strcmp(option, "--seed") == 0 && is_number)
+            a->sampling.seed = strtoull(value, NULL, 10);
+        else if (strcmp(option, "--cfg") == 0 && (strcmp(value, "batched") == 0 || strcmp(value, "sequential") == 0))
+            a->sampling.sequential = *value == 's';
+        else
+            ok = false;
+        if (!ok) {
+            fprintf(stderr, "%s %s: unknown, or no such value. --help lists the options.\n", option, value ? value : "");
+            return false;
+        }
+    }
+    return true;
+}
+
+/* The model against PyTorch: the largest difference, relative to the largest output. */
+static int check(const dit_model *model, const char *path)
+{
+    const float limit = 1e-3f;
+    safetensors file;
+    if (!safetensors_open(&file, path))
+        return 1;
+    size_t n = safetensors_count(&file, "t");
+    float *images = allocate(n * DIT_PIXELS + 1, sizeof(float)), *expected = allocate(n * DIT_PIXELS + 1, sizeof(float));
+    float *velocity = allocate(n * DIT_PIXELS + 1, sizeof(float)), *t = allocate(n + 1, sizeof(float));
+    float *label = allocate(n + 1, sizeof(float)), *condition = allocate(n * DIT_WIDTH + 1, sizeof(float));
+    float *x = allocate(n * DIT_TOKENS * DIT_WIDTH + 1, sizeof(float));
+    int *labels = allocate(n + 1, sizeof(int));
+    bool ok = safetensors_read(&file, "x", images, n * DIT_PIXELS) && safetensors_read(&file, "t", t, n) &&
+              safetensors_read(&file, "label", label, n) && safetensors_read(&file, "velocity", expected, n * DIT_PIXELS);
+    if (ok) {
+        for (size_t i = 0; i < n; i++)
+            labels[i] = (int)label[i];
+        dit_embed(model, images, t, labels, (int)n, x, condition);
+        for (int i = 0; i < DIT_BLOCKS; i++)
+            dit_block(model, i, x, condition, (int)n);
+        dit_velocity(model, x, condition, (int)n, velocity);
+        float largest = 0, error = 0;
+        for (size_t i = 0; i < n * DIT_PIXELS; i++) {
+            largest = fmaxf(largest, fabsf(expected[i]));
+            float d = fabsf(velocity[i] - expected[i]);
+            error = d <= error ? error : d; /* NaN stays */
+        }
+        error /= largest;
+        ok = error <= limit;
+        printf("%zu pictures: largest error %.2g of the largest output, %s the limit of %g\n", n, (double)error,
+               ok ? "within" : "over", (double)limit);
+    }
+    free(images), free(expected), free(velocity), free(t), free(label), free(condition), free(x), free(labels);
+    safetensors_close(&file);
+    return ok ? 0 : 1;
+}
+
+static void print_trace(dc_cache_t *cache)
+{
+    static const char *const reasons[] = {"-",         "warm-up",    "last step", "no history", "rule",   "max_consecutive",
+                                          "max_total", "max_error",  "not finite", "shape",     "memory", "capture",
+                                          "veto",      "the engine", "shared",    "error"};
+    static dc_trace_t records[2 * DC_MAX_STEPS];
+    size_t n = 0;
+    if (dc_cache_trace(cache, records, sizeof *records, sizeof records / sizeof *records, &n))
+        return;
+    printf("step  branch  action   reason           change    accumulated  threshold\n");
+    for (size_t i = 0; i < n && i < sizeof records / sizeof *records; i++) {
+        const dc_trace_t *r = &records[i];
+        printf("%4u  %-6s  %-7s  %-15s  %-8.4f  %-11.4f  %.4f\n", r->step, r->branch ? "uncond" : "cond",
+               r->action == DC_SKIP ? "skip" : "compute",
+               r->reason < sizeof reasons / sizeof *reasons ? reasons[r->reason] : "?", r->change, r->accumulated,
+               r->threshold);
+    }
+}
+
+static int by_size(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* One setting: the pictures, and a line that says what they cost. */
+static int draw(const arguments *a)
+{
+    enum { COLUMNS = 10 };
+    const sampling *s = &a->sampling;
+    dc_cache_t *cache = NULL;
+    if (a->cache && !(cache = open_cache(s, a->cache))) {
+        fprintf(stderr, "%s\n", dc_last_error());
+        return 2;
+    }
+    float *images = allocate((size_t)s->batch * DIT_PIXELS, sizeof(float));
+    double seconds[99];
+    sampling_cost cost;
+    for (int i = 0; i < a->repeat; i++) {
+        sample(s, cache, images, &cost);
+        seconds[i] = cost.seconds;
+    }
+    qsort(seconds, (size_t)a->repeat, sizeof *seconds, by_size);
+    if (a->trace)
+        print_trace(cache);
+    printf("%d pictures in %d steps: %.3f s, %.0f%% of it in %llu of %d blocks\n", s->batch, s->steps, seconds[a->repeat / 2],
+           100 * cost.block_seconds / cost.seconds, (unsigned long long)cost.blocks,
+           DIT_BLOCKS * s->steps * (s->sequential ? 2 : 1));
+
+    sheet page = sheet_new((s->batch + COLUMNS - 1) / COLUMNS, COLUMNS, false);
+    for (int i = 0; i < s->batch; i++)
+        sheet_picture(&page, i / COLUMNS, i % COLUMNS, images + i * DIT_PIXELS);
+    int code = sheet_finish(&page, a->out) ? 0 : 1;
+    free(images);
+    dc_cache_destroy(cache);
+    return code;
+}
+
+int main(int argc, char **argv)
+{
+    arguments a = {.sampling = {.steps = 50, .batch = 32, .guidance = 3}, .weights = DIGITS_WEIGHTS, .out = "digits.png"};
+    if (argc == 2 && strcmp(argv[1], "--help") == 0) {
+        fputs(HELP, stdout);
+        return 0;
+    }
+    if (!parse(argc, argv, &a))
+        return 2;
+    dit_model model;
+    if (!dit_load(&model, a.weights))
+        return 1;
+    a.sampling.model = &model;
+    if (a.repeat == 0)
+        a.repeat = a.compare ? 3 : 1;
+    int code = a.check     ? check(&model, a.check)
+               : a.compare ? compare(&a.sampling, a.cache, a.repeat, a.out)
+                           : draw(&a);
+    dit_free(&model);
+    return code;
+}
