@@ -125,7 +125,7 @@ impl<O: Ops> Group<O> {
         let copied = if setting.keeps_input && policy.front() == 1 { &[][..] } else { &measured };
 
         let mut distinct: Vec<_> = measured.iter().chain(&staged).flatten().copied().collect();
-        distinct.sort_by_key(|shape| format!("{shape}"));
+        distinct.sort_unstable();
         distinct.dedup();
         let pool = distinct.into_iter().flat_map(|shape| {
             // A reference for each branch, or for the one that decides; and for the branches that

@@ -42,7 +42,8 @@ typedef struct {
     sampling sampling;
     dc_cache_t *cache;
     float *images;
-    double seconds[MAX_REPEAT]; /* of each run; sorted at the end */
+    double seconds[MAX_REPEAT]; /* of each run */
+    double time, spread;        /* their median, and half their range relative to it */
     uint64_t blocks;            /* run by the engine in one run */
     char decisions[DC_MAX_STEPS + 1];
     int full; /* steps in which every block ran */
@@ -51,7 +52,8 @@ typedef struct {
     double rival_psnr;
 } row;
 
-double psnr(const float *images, const float *exact, int n)
+/* Peak signal-to-noise ratio of n values against `exact` in dB, both clamped to -1..1. Infinite if they are equal. */
+static double psnr(const float *images, const float *exact, int n)
 {
     double sum = 0;
     for (int i = 0; i < n; i++) {
@@ -95,9 +97,10 @@ static int by_size(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static double median(const double *sorted, int n)
+double median(double *values, int n)
 {
-    return (sorted[(n - 1) / 2] + sorted[n / 2]) / 2;
+    qsort(values, (size_t)n, sizeof *values, by_size);
+    return (values[(n - 1) / 2] + values[n / 2]) / 2;
 }
 
 /* What the conditional branch did at each step: C computed, s skipped. */
@@ -127,7 +130,8 @@ static bool read_results(row *r, const float *exact, int repeat)
     r->rival = (int)((r->blocks + (uint64_t)per_step - 1) / (uint64_t)per_step);
     r->mib = (double)stats.bytes_peak / (1 << 20);
     r->psnr = psnr(r->images, exact, r->sampling.batch * DIT_PIXELS);
-    qsort(r->seconds, (size_t)repeat, sizeof *r->seconds, by_size);
+    r->time = median(r->seconds, repeat);
+    r->spread = (r->seconds[repeat - 1] - r->seconds[0]) / 2 / r->time;
     read_decisions(r);
     return true;
 }
@@ -149,9 +153,9 @@ static void run_rival(row *rows, int i, const float *exact, float *scratch)
 
 /* ---- reporting ---- */
 
-static double speed_up(const row *rows, const row *r, int repeat)
+static double speed_up(const row *rows, const row *r)
 {
-    return median(rows[r->sampling.sequential].seconds, repeat) / median(r->seconds, repeat);
+    return rows[r->sampling.sequential].time / r->time;
 }
 
 static void print_table(const row *rows, int n, int repeat)
@@ -165,10 +169,9 @@ static void print_table(const row *rows, int n, int repeat)
     for (int i = 0; i < n; i++) {
         const row *r = &rows[i];
         int steps = r->sampling.steps, blocks = DIT_BLOCKS * steps * (r->sampling.sequential ? 2 : 1);
-        double time = median(r->seconds, repeat), spread = (r->seconds[repeat - 1] - r->seconds[0]) / 2 / time;
         printf("%-*s  %-5s  %4d  %4d  %3.0f%%  %6.3f  %4.1f  %5.2fx  %5.1f  %5.2f  %5d  %5.1f  %s\n", width, r->options,
-               r->sampling.sequential ? "seq" : "batch", r->full, (int)r->blocks, 100.0 * (double)r->blocks / blocks, time,
-               100 * spread, speed_up(rows, r, repeat), r->psnr, r->mib, r->rival, r->rival_psnr,
+               r->sampling.sequential ? "seq" : "batch", r->full, (int)r->blocks, 100.0 * (double)r->blocks / blocks, r->time,
+               100 * r->spread, speed_up(rows, r), r->psnr, r->mib, r->rival, r->rival_psnr,
                r->decisions);
     }
     printf("\n%d pictures in %d steps. Columns:\n"
@@ -182,7 +185,7 @@ static void print_table(const row *rows, int n, int repeat)
 }
 
 /* A row for each setting: ten pictures, and how far each is from the uncached one, GAIN times enlarged. */
-static bool write_sheet(const row *rows, int n, int repeat, const char *path)
+static bool write_sheet(const row *rows, int n, const char *path)
 {
     int pictures = rows[0].sampling.batch < PICTURES ? rows[0].sampling.batch : PICTURES;
     sheet s = sheet_new(n, 2 * pictures, true);
@@ -191,7 +194,7 @@ static bool write_sheet(const row *rows, int n, int repeat, const char *path)
         char text[80], options[160];
         snprintf(options, sizeof options, "%s%s", r->options, r->sampling.sequential ? " (2 passes)" : "");
         int line = sheet_text(&s, i, 0, options);
-        snprintf(text, sizeof text, "%d/%d  %.2fx  %.1f dB", r->full, r->sampling.steps, speed_up(rows, r, repeat),
+        snprintf(text, sizeof text, "%d/%d  %.2fx  %.1f dB", r->full, r->sampling.steps, speed_up(rows, r),
                  r->psnr);
         sheet_text(&s, i, line, text);
         for (int k = 0; k < pictures; k++) {
@@ -245,7 +248,7 @@ int compare(const sampling *base, const char *extra, int repeat, const char *pic
     progress(1, 1, "");
     if (!code) {
         print_table(rows, n, repeat);
-        code = write_sheet(rows, n, repeat, picture) ? 0 : 1;
+        code = write_sheet(rows, n, picture) ? 0 : 1;
     }
     free(scratch);
     for (int i = 0; i < n; i++) {

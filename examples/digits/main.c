@@ -32,7 +32,7 @@ typedef struct {
     int repeat;
 } arguments;
 
-/* Null, with a message on stderr, if the option is unknown, or its value missing or out of range. */
+/* False, with a message on stderr, if an option is unknown, or its value missing or out of range. */
 static bool parse(int argc, char **argv, arguments *a)
 {
     for (int i = 1; i < argc; i++) {
@@ -140,12 +140,6 @@ static void print_trace(dc_cache_t *cache)
     }
 }
 
-static int by_size(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* One setting: the pictures, and a line that says what they cost. */
 static int draw(const arguments *a)
 {
@@ -163,10 +157,9 @@ static int draw(const arguments *a)
         sample(s, cache, images, &cost);
         seconds[i] = cost.seconds;
     }
-    qsort(seconds, (size_t)a->repeat, sizeof *seconds, by_size);
     if (a->trace)
         print_trace(cache);
-    printf("%d pictures in %d steps: %.3f s, %.0f%% of it in %llu of %d blocks\n", s->batch, s->steps, seconds[a->repeat / 2],
+    printf("%d pictures in %d steps: %.3f s, %.0f%% of it in %llu of %d blocks\n", s->batch, s->steps, median(seconds, a->repeat),
            100 * cost.block_seconds / cost.seconds, (unsigned long long)cost.blocks,
            DIT_BLOCKS * s->steps * (s->sequential ? 2 : 1));
 

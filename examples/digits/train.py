@@ -194,8 +194,8 @@ def main():
     export(model, args.out)  # from here on the model holds the rounded weights
     if args.samples:
         x = sample(model, torch.arange(50) % CLASSES, steps=50, guidance=3.0).clamp(-1, 1)
-        x = F.pad(x, (1, 1, 1, 1))  # a grey frame
-        sheet = x.unflatten(0, (5, CLASSES)).transpose(2, 3).flatten(0, 2).flatten(1)
+        x = F.pad(x.squeeze(1), (1, 1, 1, 1))  # a grey frame
+        sheet = x.unflatten(0, (5, CLASSES)).transpose(1, 2).flatten(0, 1).flatten(1)
         sheet = sheet.repeat_interleave(4, 0).repeat_interleave(4, 1)
         write_png(args.out / "samples.png", ((sheet + 1) * 127.5).round().byte())
 

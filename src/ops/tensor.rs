@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 pub const MAX_DIMS: usize = 6;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Dtype {
     F32,
     F16,
@@ -37,7 +37,7 @@ impl Dtype {
 
 /// Element type and extents of one branch's rows. Extents of 1 do not count: `[1, 4096, 3072]`,
 /// `[4096, 3072]` and a strided view of such rows are the same shape.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Shape {
     pub dtype: Dtype,
     /// Right-aligned, padded with ones.
@@ -378,6 +378,20 @@ mod tests {
         }
         let expected = (0..24).map(|i| i / 12 * 100 + i / 4 % 3 * 10 + i % 4);
         assert!(expected.eq(seen));
+    }
+
+    #[test]
+    fn elements_beyond_two_to_the_32_are_found() {
+        let (rows, columns) = (5, (1 << 31) + 1);
+        let large = view(0, &[rows, columns], &[columns + 64, 1]);
+        assert_eq!(large.len(), rows * columns);
+        let (row, column) = (3, columns - 2);
+        let mut seen = Vec::new();
+        large.runs(row * columns + column, 4, |at, address, n, _| {
+            seen.push((at, (address as usize - 4096) / 4, n));
+        });
+        let place = |row: usize, column: usize| row * (columns + 64) + column;
+        assert_eq!(seen, [(0, place(row, column), 2), (2, place(row + 1, 0), 2)]);
     }
 
     #[test]
