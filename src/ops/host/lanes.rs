@@ -80,6 +80,25 @@ pub fn store(view: &View, start: usize, x: &[f32]) {
     });
 }
 
+/// Elements `start .. start + n` of `x` to those of `out`, which has the same dtype, untouched.
+pub fn transfer(out: &View, x: &View, start: usize, n: usize) {
+    match x.dtype().size() {
+        4 => transfer_as::<u32>(out, x, start, n),
+        _ => transfer_as::<u16>(out, x, start, n),
+    }
+}
+
+fn transfer_as<T: Copy + Default>(out: &View, x: &View, start: usize, n: usize) {
+    let mut bits = [T::default(); CHUNK];
+    // `View`'s contract makes these elements readable, and those writable.
+    x.runs(start, n, |at, address, n, stride| unsafe {
+        gather(address, stride, &mut bits[at..at + n]);
+    });
+    out.runs(start, n, |at, address, n, stride| unsafe {
+        scatter(&bits[at..at + n], address, stride);
+    });
+}
+
 /// # Safety
 /// `address` must be valid for reads of `out.len()` elements, `stride` elements apart. It need not
 /// be aligned.

@@ -11,7 +11,7 @@ use super::memory::{Block, Memory};
 use super::{BLOCK, Buffer, Comparison, Dtype, LANES, Ops, Shape, View};
 use crate::error::Result;
 use crate::rule::Change;
-use lanes::{CHUNK, Lanes, load, store};
+use lanes::{CHUNK, Lanes, load, store, transfer};
 use std::sync::Arc;
 
 pub struct Host {
@@ -49,6 +49,9 @@ impl Ops for Host {
     }
 
     fn copy(&mut self, out: View, x: View) {
+        if out.dtype() == x.dtype() {
+            return self.chunks(out.len(), |start, n| transfer(&out, &x, start, n));
+        }
         self.combine(out, Some(x), &[]);
     }
 
