@@ -38,7 +38,7 @@
  *    threads.
  *  - Memory is exact: with shapes given, all of it is taken in dc_cache_begin_run; without, in the
  *    first computed pass of each branch.
- *  - Nothing calls abort, exit, or writes to stderr (but see dc_set_log).
+ *  - Nothing calls abort, exit, or writes to stderr (but see dc_set_log). Callbacks must not throw.
  *
  * Text options for all methods, with the limits that are on by default: see dc_options_t. */
 
@@ -326,14 +326,15 @@ typedef struct dc_engine_t {
     // Bytes; 0 (default) = no limit.
     uint64_t memory_budget;
     // Where kept tensors live; both or neither. Gives `size` bytes aligned to 256, or null. Called
-    // on the thread that called the library; must not call back into this cache.
+    // on the thread that called the library; must not throw, nor call back into this cache.
     void *(*mem_alloc)(void *user, size_t size, void *stream);
     // Takes back what mem_alloc gave. `stream` may be null: all work is done.
     void (*mem_free)(void *user, void *ptr, size_t size, void *stream);
     void *mem_user;
     // Adds `n` doubles over the ranks that must agree on every decision, in place. Called on every
     // rank exactly once per pass that could be skipped by facts all ranks share (limits, mask,
-    // flags), also by a rank on which something failed: it votes against. 0 = success.
+    // flags), also by a rank on which something failed: it votes against. Only a pass that
+    // dc_cache_begin_pass refuses for its arguments does not vote. 0 = success.
     int32_t (*reduce)(void *user, double *sums, size_t n, void *stream);
     void *reduce_user;
     // Begins every log line of this cache.
@@ -709,14 +710,15 @@ DC_API DC_NODISCARD dc_status_t dc_cache_end_pass(dc_cache_t *cache);
 //
 // Settles the open pass before its first skippable unit, and touches no tensor. `wish`:
 // DC_UNDECIDED = what the rule says (may wait for the measurement); DC_COMPUTE or DC_SKIP = overrule
-// it. Returns what will happen: a skip without anything kept computes. Once the span has been
-// entered nothing changes any more.
+// it. Returns what will happen: a skip without anything kept computes. DC_UNDECIDED is returned, and
+// nothing settled, while the rule has yet to see what leaves the front blocks. Once the span has
+// been entered nothing changes any more.
 DC_API dc_action_t dc_cache_decide(dc_cache_t *cache, dc_action_t wish);
 
 // What `unit` (a block or DC_MODEL) of a coming pass will be answered; null = of the open one.
-// DC_COMPUTE and DC_SKIP are promises, unless that pass then fails or passes not peeked at come
-// between; DC_UNDECIDED: not certain yet. Never waits for the open pass. Compare with `==`:
-// DC_UNDECIDED is not zero.
+// DC_COMPUTE and DC_SKIP are promises if every step up to that pass is evaluated and nothing fails
+// or is overruled on the way (another rank's veto included); DC_UNDECIDED: not certain yet. Never
+// waits for the open pass. Compare with `==`: DC_UNDECIDED is not zero.
 DC_API DC_NODISCARD dc_action_t dc_cache_peek(dc_cache_t *cache,
         const dc_pass_t *pass, uint32_t unit);
 

@@ -11,7 +11,7 @@ use crate::group::{Group, Setting};
 use crate::history::{MAX_TENSORS, Rows};
 use crate::log::{self, Level};
 use crate::ops::memory::Memory;
-use crate::ops::{Ops, Shape, Tensor};
+use crate::ops::{Ops, Shape, Tensor, View};
 use crate::preset::Policy;
 use crate::rule::{Action, Pass, Reason};
 use crate::scope::{Base, Scope};
@@ -309,7 +309,13 @@ impl<O: Ops> Cache<O> {
         let begun = info.and_then(|info| {
             pass.stream = info.stream;
             pass.step = info.step;
-            self.check_pass(&info)?;
+            let checked = self.check_pass(&info);
+            if checked.is_err() && info.flags & flag::FORGET != 0 {
+                // The weights have changed all the same.
+                let n = self.engine.n_branches;
+                self.groups.iter_mut().for_each(|group| (0..n).for_each(|b| group.forget(b)));
+            }
+            checked?;
             self.open_groups(info, &mut pass)
         });
         if let Err(error) = begun {
@@ -404,7 +410,7 @@ impl<O: Ops> Cache<O> {
             return (Action::Compute, Err(Error::State(text)));
         };
         let (action, result) = match self.group_of(unit) {
-            Some(index) if unit == MODEL => self.enter(index, &pass, read),
+            Some(index) if unit == MODEL => self.enter(index, &pass, unit, read),
             Some(index) => self.before_stack_block(index, &mut pass, unit, read),
             None => (Action::Compute, Ok(())),
         };
@@ -446,7 +452,7 @@ impl<O: Ops> Cache<O> {
             return (Action::Compute, Ok(()));
         }
         if block >= front && !self.groups[index].is_reached() {
-            return self.enter(index, pass, read);
+            return self.enter(index, pass, block, read);
         }
         if block >= front {
             return (if filled { Action::Skip } else { Action::Compute }, Ok(()));
@@ -469,6 +475,7 @@ impl<O: Ops> Cache<O> {
         &mut self,
         index: usize,
         pass: &OpenPass,
+        unit: u32,
         read: impl FnOnce() -> Result<(Given, Option<Given>)>,
     ) -> (Action, Result<()>) {
         let group = &mut self.groups[index];
@@ -492,13 +499,13 @@ impl<O: Ops> Cache<O> {
                 // `after_block` of the last front block was not called: this is what left it.
                 group.front(&mut self.ops, &input)?;
             }
-            group.enter(&mut self.ops, &input, &out, reduce.take())
+            group.enter(&mut self.ops, unit, &input, &out, reduce.take())
         });
         match entered {
             Ok(action) => (action, Ok(())),
             Err(error) => {
-                let reason = reason_of(&error);
-                group.veto(reason);
+                group.veto(reason_of(&error));
+                group.pass_by();
                 // Whatever failed here, the other ranks wait for this one's vote.
                 let voted = group.settle(&mut self.ops, reduce).map(drop);
                 (Action::Compute, Err::<(), _>(error).and(voted))
@@ -542,7 +549,8 @@ impl<O: Ops> Cache<O> {
         if leaves && group.is_open() {
             let rows = rows(&read()?, pass.members.len())?;
             group.leave(&mut self.ops, &rows)
-        } else if leaves && !group.is_reached() {
+        } else if (model || (front..end).contains(&unit)) && !group.is_reached() {
+            group.pass_by();
             bail!(
                 State,
                 "after_block({unit}) before before_block({})",
@@ -586,11 +594,12 @@ impl<O: Ops> Cache<O> {
             let filled = group.is_filled();
             let mut reduce = reducer(&self.engine, pass.stream);
             let reduce = reduce.as_mut().map(|r| r as _);
-            let (decision, settled) = group.end(&mut self.ops, reduce);
+            let discarded = pass.discard.is_some();
+            let (decision, settled) = group.end(&mut self.ops, discarded, reduce);
             if let Err(error) = settled {
                 pass.note(error);
             }
-            skipped |= filled;
+            skipped |= filled && !discarded;
             let Some(decision) = decision else { continue };
             let forced = [Reason::WarmUp, Reason::Last, Reason::Engine, Reason::NoHistory];
             skippable |= filled || !forced.contains(&decision.reason);
@@ -683,20 +692,22 @@ impl<O: Ops> Cache<O> {
     // ---- steering ----
 
     /// Settles the open pass before the part that may be skipped.
-    pub fn decide(&mut self, wish: Option<Action>) -> Result<Action> {
+    /// `None` while the rules have nothing to decide from.
+    pub fn decide(&mut self, wish: Option<Action>) -> Result<Option<Action>> {
         let Some(pass) = &self.pass else {
             bail!(State, "decide outside begin_pass and end_pass");
         };
         let mut reduce = reducer(&self.engine, pass.stream);
         let reduce = reduce.as_mut().map(|r| r as _);
         let Some(group) = self.groups.first_mut() else {
-            return Ok(Action::Compute);
+            return Ok(Some(Action::Compute));
         };
         let settled = match wish {
+            None if group.awaits_front() => return Ok(None),
             None => group.settle(&mut self.ops, reduce),
             Some(wish) => group.overrule(&mut self.ops, wish, reduce),
         };
-        settled.or_else(|error| self.fail(error))
+        settled.map(Some).or_else(|error| self.fail(error))
     }
 
     /// The open pass computes, and its end will say why.
@@ -740,17 +751,19 @@ impl<O: Ops> Cache<O> {
         }
         let timestep = (info.flags & flag::TIMESTEP != 0).then_some(info.timestep);
         let pass = run.pass(info.step, info.flags, timestep);
-        let next = info.branches.iter().map(|b| run.last[*b].map_or(run.first_step, |s| s + 1));
+        let next = info
+            .branches
+            .iter()
+            .map(|b| run.last[*b].map_or(run.first_step, |s| s.saturating_add(1)));
         let next = next.max().unwrap_or(run.first_step);
         if info.step < next {
             bail!(State, "step {} has been evaluated; the next one is {next}", info.step);
         }
-        if info.flags & flag::FORGET != 0 {
+        if info.flags & (flag::FORGET | flag::COMPUTE) != 0 {
             return Ok(Some(Action::Compute));
         }
-        let compute = info.flags & flag::COMPUTE != 0;
         let at = |step| run.pass(step, 0, None);
-        Ok(group.peek(&mut self.ops, pass, &info.branches, compute, next, at))
+        Ok(group.peek(&mut self.ops, pass, &info.branches, next, at))
     }
 
     // ---- helpers ----
@@ -869,6 +882,9 @@ fn rows(given: &Given, stacked: usize) -> Result<Vec<Rows>> {
 
 /// May `out` receive what stands in for the blocks between `input` and it?
 fn check_out(input: &[Rows], out: &[Rows], residual: bool) -> Result<()> {
+    let views = |rows: &[Rows]| -> Vec<View> {
+        rows.iter().flat_map(|rows| rows.iter().map(|(view, _)| view).collect::<Vec<_>>()).collect()
+    };
     for (input, out) in input.iter().zip(out) {
         for (k, (written, id)) in out.iter().enumerate() {
             if !written.is_injective() {
@@ -885,13 +901,30 @@ fn check_out(input: &[Rows], out: &[Rows], residual: bool) -> Result<()> {
                     "tensor {k}: in is {was} and out is {is}, a residual needs them equal"
                 );
             }
-            for (j, (read, _)) in input.iter().enumerate() {
-                let same = own.is_some_and(|own| own.is_same(&read)) && read.is_same(&written);
-                if !same && written.overlaps(&read) {
-                    bail!(Arg, "out tensor {k} overlaps input tensor {j} in part");
-                }
-            }
+        }
+    }
+    // Stacked branches are written one after the other, so none may lie over another's rows.
+    let (read, written) = (views(input), views(out));
+    for (k, out) in written.iter().enumerate() {
+        let n = out_tensor(k, written.len(), input.len());
+        if let Some(j) = read.iter().position(|input| out.overlaps(input) && !out.is_same(input)) {
+            let j = out_tensor(j, read.len(), input.len());
+            bail!(Arg, "out tensor {n} overlaps input tensor {j} in part");
+        }
+        if let Some(j) = written[..k].iter().position(|other| out.overlaps(other)) {
+            let j = out_tensor(j, written.len(), input.len());
+            bail!(Arg, "out tensor {n} overlaps out tensor {j}");
+        }
+        // The same place is one tensor's, in and out.
+        let same = read.iter().position(|input| out.is_same(input));
+        if same.is_some_and(|j| read.len() == written.len() && j != k) {
+            bail!(Arg, "out tensor {n} lies where another input tensor is");
         }
     }
     Ok(())
+}
+
+/// Position in the engine's array of one of `n` views of `members` branches.
+fn out_tensor(view: usize, n: usize, members: usize) -> usize {
+    view % (n / members.max(1)).max(1)
 }

@@ -22,6 +22,13 @@ impl<O: Ops> Default for Pool<O> {
     }
 }
 
+impl<T> Track<T> {
+    /// By its id, else by its position.
+    fn is<U>(&self, other: &Track<U>) -> bool {
+        self.id == other.id && (self.id != 0 || self.index == other.index)
+    }
+}
+
 impl<O: Ops> Pool<O> {
     pub fn take(&mut self, ops: &mut O, shape: Shape) -> Result<O::Buffer> {
         match self.0.iter().position(|(other, _)| *other == shape) {
@@ -30,13 +37,18 @@ impl<O: Ops> Pool<O> {
         }
     }
 
+    /// Gives back what is of none of these shapes.
+    pub fn keep_only(&mut self, shapes: &[Shape]) {
+        self.0.retain(|(shape, _)| shapes.contains(shape));
+    }
+
     pub fn give(&mut self, buffer: O::Buffer) {
         self.0.push((buffer.view().shape(), buffer));
     }
 
-    /// Gives the memory back.
-    pub fn free(&mut self) {
-        self.0 = Vec::new();
+    /// Gives the memory back; true if there was any.
+    pub fn free(&mut self) -> bool {
+        !std::mem::take(&mut self.0).is_empty()
     }
 
     /// Holds exactly these buffers afterwards.
@@ -69,6 +81,24 @@ enum Flight<B> {
     Copy(B),
     /// The engine's own input and, once known, what left the front.
     Engine { input: View, front: Option<View> },
+}
+
+impl<B> Track<Flight<B>> {
+    /// What left the front in place of this tensor, if that can be.
+    fn left_as(&self, x: Option<View>) -> Result<View> {
+        let Some(x) = x.filter(|x| x.shape() == self.shape) else {
+            let left = x.map_or("never".to_owned(), |x| format!("as {}", x.shape()));
+            let index = self.index;
+            bail!(Shape, "tensor {index} went into the front as {} and left it {left}", self.shape);
+        };
+        match &self.value {
+            Flight::Engine { input, .. } if x.overlaps(input) => bail!(
+                Arg,
+                "DC_ENGINE_KEEPS_INPUT is set, but what left block 0 lies over what went in"
+            ),
+            _ => Ok(x),
+        }
+    }
 }
 
 pub struct Gauge<O: Ops> {
@@ -147,6 +177,12 @@ impl<O: Ops> Gauge<O> {
         Ok(())
     }
 
+    /// Shapes in use.
+    pub fn shapes(&self) -> Vec<Shape> {
+        let references = self.references.values().flatten().map(|track| track.shape);
+        references.chain(self.flight.iter().map(|(_, track)| track.shape)).collect()
+    }
+
     /// Do the branches have a reference of the shapes that just came in?
     pub fn check(&self) -> Result<bool> {
         let mut all = self.has_input();
@@ -169,7 +205,7 @@ impl<O: Ops> Gauge<O> {
 
     fn reference<T>(&self, branch: usize, track: &Track<T>) -> Option<&Track<O::Buffer>> {
         let references = self.references.get(&branch)?.iter();
-        references.into_iter().find(|r| r.index == track.index && r.id == track.id)
+        references.into_iter().find(|reference| reference.is(track))
     }
 
     /// Takes what left the front blocks, and queues the measurement if `wanted` and possible.
@@ -180,27 +216,19 @@ impl<O: Ops> Gauge<O> {
         wanted: bool,
     ) -> Result<Option<O::Pending>> {
         let measures = wanted && self.check()?;
-        let mut comparisons = Vec::with_capacity(self.flight.len());
-        for at in 0..self.flight.len() {
-            let (branch, track) = &self.flight[at];
+        let fronts = self.flight.iter().map(|(branch, track)| {
             let rows = rows.iter().find(|(other, _)| other == branch).map(|(_, rows)| rows);
             let x = rows.and_then(|rows| rows.find(track.index, track.id));
-            let Some(x) = x.filter(|x| x.shape() == track.shape) else {
-                let index = track.index;
-                bail!(
-                    Shape,
-                    "tensor {index} went into the front as {} and left it {}",
-                    track.shape,
-                    x.map_or("never".to_owned(), |x| format!("as {}", x.shape()))
-                );
-            };
+            track.left_as(x)
+        });
+        // Nothing is written before all of it is known to be right.
+        let fronts: Vec<View> = fronts.collect::<Result<_>>()?;
+        let mut comparisons = Vec::with_capacity(fronts.len());
+        for (at, x) in fronts.into_iter().enumerate() {
+            let (branch, track) = &self.flight[at];
             let earlier = self.reference(*branch, track).map(|r| r.value.view());
             let (base, keep) = match &mut self.flight[at].1.value {
                 Flight::Copy(buffer) => (buffer.view(), Some(buffer.view())),
-                Flight::Engine { input, .. } if x.overlaps(input) => bail!(
-                    Arg,
-                    "DC_ENGINE_KEEPS_INPUT is set, but what left block 0 lies over what went in"
-                ),
                 Flight::Engine { input, front } => {
                     *front = Some(x);
                     (*input, None)
@@ -224,30 +252,36 @@ impl<O: Ops> Gauge<O> {
             return Ok(());
         }
         self.take_spares(ops, pool)?;
-        for (branch, track) in std::mem::take(&mut self.flight) {
+        let flight = std::mem::take(&mut self.flight);
+        // What this pass did not show is older than the value it computes.
+        let branches = flight.iter().map(|(branch, _)| *branch);
+        let mut old: Vec<_> =
+            branches.filter_map(|branch| self.references.remove(&branch)).flatten().collect();
+        let mut result = Ok(());
+        for (branch, track) in flight {
             let Track { index, id, shape, value } = track;
-            let references = self.references.entry(branch).or_default();
-            let old = references.iter().position(|r| r.index == index && r.id == id);
-            let old = old.map(|at| references.swap_remove(at).value);
-            let value = match value {
-                Flight::Copy(buffer) => {
-                    old.into_iter().for_each(|old| pool.give(old));
-                    buffer
-                }
+            let buffer = match value {
+                Flight::Copy(buffer) => Ok(buffer),
                 Flight::Engine { input, front } => {
-                    let buffer = match old {
-                        Some(old) if old.view().shape() == shape => old,
-                        _ => pool.take(ops, shape)?,
-                    };
                     let front = front.expect("a complete flight has left the front");
-                    ops.subtract(buffer.view(), front, input);
-                    buffer
+                    let kept = old.iter().position(|old| old.shape == shape);
+                    let buffer = match kept {
+                        Some(at) => Ok(old.swap_remove(at).value),
+                        None => pool.take(ops, shape),
+                    };
+                    buffer.inspect(|buffer| ops.subtract(buffer.view(), front, input))
                 }
             };
-            let references = self.references.entry(branch).or_default();
-            references.push(Track { index, id, shape, value });
+            match buffer {
+                Ok(value) => {
+                    let references = self.references.entry(branch).or_default();
+                    references.push(Track { index, id, shape, value });
+                }
+                Err(error) => result = Err(error),
+            }
         }
-        Ok(())
+        old.into_iter().for_each(|old| pool.give(old.value));
+        result
     }
 
     /// A branch's first copy becomes its reference; the buffer that the next pass copies into is

@@ -9,7 +9,7 @@
 //! histories.
 use crate::error::{Error, Result, bail};
 use crate::gauge::{Gauge, Pool};
-use crate::history::{History, Rows};
+use crate::history::{History, Rows, kept_dtype};
 use crate::ops::{Dtype, Ops, Shape};
 use crate::preset::Policy;
 use crate::rule::{self, Action, Change, Pass, Probe, Reason, Rule, Verdict};
@@ -22,15 +22,33 @@ pub struct Group<O: Ops> {
     gauge: Option<Gauge<O>>,
     pool: Pool<O>,
     /// Step whose first pass decided for the branches that follow in it.
-    leader: Option<(u32, Action)>,
+    leader: Option<Leader>,
     turn: Option<Turn<O>>,
+    /// All memory of this run has been taken in advance.
+    planned: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Leader {
+    step: u32,
+    action: Action,
+    /// Step of its newest value: what it skipped by was measured against that pass.
+    newest: Option<f64>,
 }
 
 struct Branch<O: Ops> {
     rules: Vec<Box<dyn Rule>>,
     history: History<O>,
-    /// In lagged mode: the measurement of this branch's last pass, and with whom it was stacked.
-    last: Option<(Vec<usize>, Measured<O>)>,
+    /// Step of its last pass.
+    evaluated: Option<u32>,
+    /// In lagged mode: the measurement of a pass whose first branch this is.
+    last: Option<Last<O>>,
+}
+
+struct Last<O: Ops> {
+    step: u32,
+    members: Vec<usize>,
+    measured: Measured<O>,
 }
 
 enum Measured<O: Ops> {
@@ -48,6 +66,8 @@ struct Turn<O: Ops> {
     wish: Option<Action>,
     /// Something went wrong here: compute.
     veto: Option<Reason>,
+    /// ... namely that the tensors have new shapes, with which the branch starts again.
+    restart: bool,
     measured: Option<Measured<O>>,
     decision: Option<Decision>,
     site: Site<O>,
@@ -93,10 +113,20 @@ impl<O: Ops> Group<O> {
         let branch = || Branch {
             rules: policy.rules.clone(),
             history: History::new(policy.keep, policy.estimator.capacity()),
+            evaluated: None,
             last: None,
         };
         let branches = (0..setting.n_branches).map(|_| branch()).collect();
-        Self { branches, gauge, pool: Pool::default(), leader: None, turn: None, share, policy }
+        Self {
+            branches,
+            gauge,
+            pool: Pool::default(),
+            leader: None,
+            turn: None,
+            planned: false,
+            share,
+            policy,
+        }
     }
 
     pub fn policy(&self) -> &Policy {
@@ -110,7 +140,7 @@ impl<O: Ops> Group<O> {
         let keep = &policy.keep;
         let kept = |shapes: &Vec<Shape>| {
             let filled = shapes.iter().enumerate().filter(|(index, _)| keep.fills(*index));
-            let kept = filled.map(|(_, s)| s.with_dtype(keep.dtype.unwrap_or(s.dtype)));
+            let kept = filled.map(|(_, s)| s.with_dtype(kept_dtype(keep, s.dtype)));
             kept.collect::<Vec<_>>().repeat(policy.estimator.capacity())
         };
         let slots = shapes.iter().flat_map(kept).collect();
@@ -164,14 +194,37 @@ impl<O: Ops> Group<O> {
             let shapes = shapes.iter().enumerate().map(|(index, (id, s))| (index, *id, *s));
             branch.history.reserve(ops, shapes)?;
         }
+        self.planned = true;
         Ok(())
     }
 
-    /// Gives all memory back.
+    /// Gives all memory back. What the rules have counted stands: all ranks count alike.
     pub fn free(&mut self) {
-        self.clear();
-        self.branches.iter_mut().for_each(|branch| branch.history.free());
+        self.cancel();
+        (0..self.branches.len()).for_each(|branch| self.forget(branch));
+        for branch in &mut self.branches {
+            branch.history.free();
+        }
         self.pool.free();
+        self.planned = false;
+    }
+
+    /// Gives back what is of no use in this run; true if there was any.
+    fn reclaim(&mut self) -> bool {
+        let mut any = self.pool.free();
+        for branch in self.branches.iter_mut().filter(|branch| branch.history.is_empty()) {
+            any |= branch.history.free();
+        }
+        any
+    }
+
+    /// Gives back buffers that wait for tensors of an earlier run.
+    fn tidy_pool(&mut self) {
+        if !self.planned {
+            let mut used = self.gauge.as_ref().map_or(Vec::new(), Gauge::shapes);
+            used.extend(self.branches.iter().flat_map(|branch| branch.history.shapes()));
+            self.pool.keep_only(&used);
+        }
     }
 
     /// Forgets everything but the memory.
@@ -181,7 +234,7 @@ impl<O: Ops> Group<O> {
         for branch in &mut self.branches {
             branch.rules = self.policy.rules.clone();
             branch.history.clear();
-            branch.last = None;
+            (branch.evaluated, branch.last) = (None, None);
         }
         if let Some(gauge) = &mut self.gauge {
             gauge.clear(&mut self.pool);
@@ -214,6 +267,7 @@ impl<O: Ops> Group<O> {
             compute,
             wish: None,
             veto: None,
+            restart: false,
             measured: None,
             decision: None,
             site: Site::NotReached,
@@ -225,6 +279,26 @@ impl<O: Ops> Group<O> {
     pub fn veto(&mut self, reason: Reason) {
         if let Some(turn) = &mut self.turn {
             turn.veto.get_or_insert(reason);
+            turn.restart &= reason == Reason::Shape;
+        }
+    }
+
+    /// The pass computes because its tensors have other shapes than those before it; it is the
+    /// first one of a new start.
+    fn restart(&mut self) {
+        if let Some(turn) = &mut self.turn {
+            turn.restart |= turn.veto.is_none();
+            turn.veto.get_or_insert(Reason::Shape);
+        }
+    }
+
+    /// The part that may be skipped was passed by: this pass neither fills it nor learns from it.
+    pub fn pass_by(&mut self) {
+        self.land();
+        if let Some(turn) = &mut self.turn
+            && matches!(turn.site, Site::NotReached)
+        {
+            turn.site = Site::Left;
         }
     }
 
@@ -242,7 +316,11 @@ impl<O: Ops> Group<O> {
 
     /// The action that the first pass of this step chose, if it decides for this one.
     fn led(&self, step: u32) -> Option<Action> {
-        self.leader.filter(|(led, _)| self.share && *led == step).map(|(_, action)| action)
+        self.leader_of(step).map(|leader| leader.action)
+    }
+
+    fn leader_of(&self, step: u32) -> Option<Leader> {
+        self.leader.filter(|leader| self.share && leader.step == step)
     }
 
     /// Branches whose rules decide.
@@ -281,10 +359,15 @@ impl<O: Ops> Group<O> {
         let Some(gauge) = self.gauge.as_mut().filter(|_| !rows.is_empty()) else {
             return Ok(());
         };
-        let checked = gauge.input(ops, &mut self.pool, &rows).and_then(|()| gauge.check());
+        let mut result = gauge.input(ops, &mut self.pool, &rows);
+        if matches!(result, Err(Error::Memory(_))) && self.reclaim() {
+            // What an earlier run had left behind stood in the way of this one.
+            let Some(gauge) = &mut self.gauge else { return Ok(()) };
+            result = gauge.input(ops, &mut self.pool, &rows);
+        }
+        let checked = result.and_then(|()| self.gauge.as_ref().map_or(Ok(true), Gauge::check));
         if let Err(Error::Shape(_)) = &checked {
-            // The branch starts again, with this pass.
-            self.veto_and_learn(Reason::Shape);
+            self.restart();
             rows.iter().for_each(|(branch, _)| self.reshape(*branch));
         }
         checked.map(drop)
@@ -303,7 +386,11 @@ impl<O: Ops> Group<O> {
         let Some(gauge) = self.gauge.as_mut().filter(|_| !rows.is_empty()) else {
             return Ok(());
         };
-        let pending = gauge.front(ops, &rows, wanted)?;
+        let pending = gauge.front(ops, &rows, wanted);
+        if pending.is_err() {
+            gauge.land(&mut self.pool);
+        }
+        let pending = pending?;
         if let Some(turn) = &mut self.turn {
             turn.measured = pending.map(Measured::Queued);
         }
@@ -321,6 +408,19 @@ impl<O: Ops> Group<O> {
         let turn = turn.filter(|turn| turn.learns() && self.led(turn.pass.step).is_none());
         let members = turn.map_or(&[][..], |turn| self.deciding(&turn.members));
         members.iter().copied().zip(rows.iter().copied()).collect()
+    }
+
+    /// The rules would have to decide from a measurement that is yet to come.
+    pub fn awaits_front(&self) -> bool {
+        self.turn.as_ref().is_some_and(|turn| {
+            turn.decision.is_none()
+                && turn.veto.is_none()
+                && turn.measured.is_none()
+                && !self.policy.lagged
+                && self.foreseen(turn) == Verdict::Measure
+                && self.gauge.as_ref().is_some_and(|gauge| !gauge.is_complete())
+                && self.unusable(&turn.members, turn.pass.step).is_none()
+        })
     }
 
     /// Settles the pass, if it is not settled yet. The only place that waits for a measurement.
@@ -355,8 +455,8 @@ impl<O: Ops> Group<O> {
             // The ranks have spoken: the engine answers for all of them.
             let metric = decision.metric;
             let vetoed = turn.veto.is_some() && decision.action == Action::Compute;
-            let step = turn.pass.step;
-            let able = !vetoed && self.unusable(step).is_none();
+            let (step, members) = (turn.pass.step, turn.members.clone());
+            let able = !vetoed && self.unusable(&members, step).is_none();
             let action = if able { wish } else { Action::Compute };
             let reason = if action == wish { Reason::Engine } else { decision.reason };
             if let Some(turn) = &mut self.turn {
@@ -366,10 +466,26 @@ impl<O: Ops> Group<O> {
         self.settle(ops, reduce)
     }
 
-    /// Why nothing kept can stand in at this step.
-    fn unusable(&self, step: u32) -> Option<Reason> {
-        let members = &self.turn.as_ref()?.members;
-        members.iter().find_map(|member| self.branches[*member].unusable(&self.policy, step))
+    /// Why nothing that these branches keep can stand in at this step.
+    fn unusable(&self, members: &[usize], step: u32) -> Option<Reason> {
+        // Where one branch's change speaks for others, their values must be as new as its own.
+        let leader = self
+            .leader_of(step)
+            .map_or_else(|| self.branches[members[0]].history.newest(), |leader| leader.newest);
+        let needed = leader.filter(|_| self.share);
+        members.iter().find_map(|member| {
+            let Some(newest) = self.branches[*member].history.newest() else {
+                return Some(Reason::NoHistory);
+            };
+            let max_age = self.policy.keep.max_age;
+            if needed.is_some_and(|needed| newest < needed) {
+                Some(Reason::NoHistory)
+            } else if max_age.is_some_and(|max| f64::from(step) - newest > f64::from(max)) {
+                Some(Reason::Age)
+            } else {
+                None
+            }
+        })
     }
 
     fn reach_decision(
@@ -386,8 +502,7 @@ impl<O: Ops> Group<O> {
         }
         // From here on every rank comes by, with a vote against the skip or without.
         let step = turn.pass.step;
-        let usable = |member: &usize| self.branches[*member].unusable(&self.policy, step);
-        let unusable = turn.members.iter().find_map(usable);
+        let unusable = self.unusable(&turn.members, step);
         let wished = turn.wish.filter(|wish| *wish == Action::Compute).map(|_| Reason::Engine);
         let mut veto = turn.veto.or(wished).or(unusable);
         let measures = foreseen == Verdict::Measure && turn.wish.is_none();
@@ -438,16 +553,19 @@ impl<O: Ops> Group<O> {
         Some(change)
     }
 
+    /// The measurement of the pass before, if these branches were in it, and in it together.
     fn last_measurement(&mut self, ops: &mut O, members: &[usize]) -> Option<Change> {
-        let last = &mut self.branches[*members.first()?].last;
-        let (with, measured) = last.take()?;
+        let last = self.branches[*members.first()?].last.take()?;
+        let Last { step, members: with, measured } = last;
         let change = match measured {
             Measured::Queued(pending) => ops.read(pending),
             Measured::Known(change) => change,
         };
-        let same = with == members;
-        *last = Some((with, Measured::Known(change)));
-        same.then_some(change)
+        let measured = Measured::Known(change);
+        let newest = |member: &usize| self.branches[*member].evaluated == Some(step);
+        let valid = with == members && members.iter().all(newest);
+        self.branches[members[0]].last = Some(Last { step, members: with, measured });
+        valid.then_some(change)
     }
 
     /// The site is reached: its value is filled in, or room is made for the one to be computed.
@@ -455,33 +573,35 @@ impl<O: Ops> Group<O> {
     pub fn enter(
         &mut self,
         ops: &mut O,
+        entry: u32,
         input: &[Rows],
         out: &[Rows],
         reduce: Option<Reduce>,
     ) -> Result<Action> {
-        self.check_front()?;
-        let fits = self.check_shapes(input, out);
+        let front = self.check_front();
+        if front.is_err() {
+            self.veto(Reason::Error);
+        }
+        let fits = self.check_shapes(entry, input, out);
         if fits.is_err() {
-            self.veto_and_learn(Reason::Shape);
+            self.restart();
         }
         let settled = self.settle(ops, reduce);
         let Some(mut turn) = self.turn.take() else {
             return Ok(Action::Compute);
         };
-        let entered = self.enter_settled(ops, &mut turn, input, out, &fits);
+        let entered = self.enter_settled(ops, &mut turn, entry, (input, out), &fits);
         self.turn = Some(turn);
-        settled.and(fits).and(entered)
+        settled.and(front).and(fits).and(entered)
     }
 
-    /// As [`veto`](Self::veto), but the pass is the first one of a new start.
-    fn veto_and_learn(&mut self, reason: Reason) {
-        if let Some(turn) = &mut self.turn {
-            turn.veto.get_or_insert(reason);
-        }
-    }
-
-    /// A change can be measured only if the front was seen from its start.
+    /// A change can be measured only if the front was seen from its start; unless the engine has
+    /// decided without.
     fn check_front(&self) -> Result<()> {
+        let decision = self.turn.as_ref().and_then(|turn| turn.decision);
+        if decision.is_some_and(|decision| decision.action == Action::Skip) {
+            return Ok(());
+        }
         let measured = !self.measured_rows(&[Rows::NONE]).is_empty();
         match &self.gauge {
             Some(gauge) if measured && !gauge.has_input() => {
@@ -491,7 +611,7 @@ impl<O: Ops> Group<O> {
         }
     }
 
-    fn check_shapes(&self, input: &[Rows], out: &[Rows]) -> Result<()> {
+    fn check_shapes(&self, entry: u32, input: &[Rows], out: &[Rows]) -> Result<()> {
         let Some(turn) = &self.turn else {
             return Ok(());
         };
@@ -500,15 +620,15 @@ impl<O: Ops> Group<O> {
             Base::Output => out,
         };
         let members = turn.members.iter().zip(shown);
-        members.into_iter().try_for_each(|(m, rows)| self.branches[*m].history.check(rows))
+        members.into_iter().try_for_each(|(m, rows)| self.branches[*m].history.check(entry, rows))
     }
 
     fn enter_settled(
         &mut self,
         ops: &mut O,
         turn: &mut Turn<O>,
-        input: &[Rows],
-        out: &[Rows],
+        entry: u32,
+        (input, out): (&[Rows], &[Rows]),
         fits: &Result<()>,
     ) -> Result<Action> {
         let skip = turn.decision.is_some_and(|decision| decision.action == Action::Skip);
@@ -531,14 +651,18 @@ impl<O: Ops> Group<O> {
             return Ok(Action::Compute);
         }
         turn.site = Site::Left;
-        match self.open(ops, turn, input) {
+        match self.open(ops, turn, entry, input) {
             Ok(staged) => turn.site = Site::Open(staged),
             Err(error) => {
+                // Some of what is kept may be newer than the rest: none of it is of use.
                 turn.veto.get_or_insert(Reason::Memory);
-                self.abandon(turn);
+                self.land();
+                turn.members.iter().for_each(|member| self.forget(*member));
+                self.reclaim();
                 return Err(error);
             }
         }
+        self.tidy_pool();
         Ok(Action::Compute)
     }
 
@@ -546,6 +670,7 @@ impl<O: Ops> Group<O> {
         &mut self,
         ops: &mut O,
         turn: &mut Turn<O>,
+        entry: u32,
         input: &[Rows],
     ) -> Result<Vec<Vec<O::Buffer>>> {
         if let Some(gauge) = &mut self.gauge {
@@ -558,7 +683,7 @@ impl<O: Ops> Group<O> {
             let shapes = History::<O>::staging(&self.policy.keep, shapes);
             let take = |shape| self.pool.take(ops, shape);
             let buffers = shapes.into_iter().map(take).collect::<Result<Vec<_>>>()?;
-            self.branches[*member].history.open(ops, input, &buffers)?;
+            self.branches[*member].history.open(ops, entry, input, &buffers)?;
             staged.push(buffers);
         }
         Ok(staged)
@@ -568,7 +693,8 @@ impl<O: Ops> Group<O> {
         if self.policy.lagged
             && let Some(measured) = turn.measured.take()
         {
-            self.branches[turn.members[0]].last = Some((turn.members.clone(), measured));
+            let (step, members) = (turn.pass.step, turn.members.clone());
+            self.branches[turn.members[0]].last = Some(Last { step, members, measured });
         }
     }
 
@@ -594,8 +720,13 @@ impl<O: Ops> Group<O> {
         result
     }
 
-    /// Tells the rules what the pass did.
-    pub fn end(&mut self, ops: &mut O, reduce: Option<Reduce>) -> (Option<Decision>, Result<()>) {
+    /// Tells the rules what the pass did, unless its output is thrown away and it is done again.
+    pub fn end(
+        &mut self,
+        ops: &mut O,
+        discarded: bool,
+        reduce: Option<Reduce>,
+    ) -> (Option<Decision>, Result<()>) {
         // A rank that never came to the site still owes the others its vote.
         let settled = match reduce {
             Some(_) => {
@@ -617,12 +748,15 @@ impl<O: Ops> Group<O> {
         }
         self.abandon(&mut turn);
         let Decision { action, metric, .. } = decision;
-        for member in &turn.members {
-            let rules = &mut self.branches[*member].rules;
-            rules.iter_mut().for_each(|rule| rule.record(&turn.pass, action, metric));
+        let step = turn.pass.step;
+        for member in turn.members.iter().filter(|_| !discarded) {
+            let branch = &mut self.branches[*member];
+            branch.evaluated = Some(step);
+            branch.rules.iter_mut().for_each(|rule| rule.record(&turn.pass, action, metric));
         }
-        if self.led(turn.pass.step).is_none() {
-            self.leader = Some((turn.pass.step, action));
+        if self.led(step).is_none() && !discarded {
+            let newest = self.branches[turn.members[0]].history.newest();
+            self.leader = Some(Leader { step, action, newest });
         }
         (Some(decision), settled)
     }
@@ -666,12 +800,11 @@ impl<O: Ops> Group<O> {
         if let Some(decision) = turn.decision {
             return Some(decision.action);
         }
-        let (pass, members) = (turn.pass, turn.members.clone());
-        let (compute, veto) = (turn.compute, turn.veto);
-        if veto.is_some() {
+        if turn.veto.is_some() || turn.compute {
             return Some(Action::Compute);
         }
-        self.peek(ops, pass, &members, compute, pass.step, |step| Pass { step, ..pass })
+        let (pass, members) = (turn.pass, turn.members.clone());
+        self.foresee(ops, pass, &members, None, pass.step, |step| Pass { step, ..pass })
     }
 
     /// The answer of a coming pass, as far as it is certain. `next` is the first step that can
@@ -681,21 +814,13 @@ impl<O: Ops> Group<O> {
         ops: &mut O,
         pass: Pass,
         members: &[usize],
-        compute: bool,
         next: u32,
         at: impl Fn(u32) -> Pass,
     ) -> Option<Action> {
-        match self.led(pass.step) {
-            _ if compute => return Some(Action::Compute),
-            Some(Action::Compute) => return Some(Action::Compute),
-            Some(Action::Skip) => {
-                let unusable = |m: &usize| self.branches[*m].unusable(&self.policy, pass.step);
-                let unusable = members.iter().find_map(unusable);
-                return Some(if unusable.is_some() { Action::Compute } else { Action::Skip });
-            }
-            None => {}
-        }
-        self.foresee(ops, pass, members, next, at)
+        // What the open pass does comes before.
+        let open = self.turn.as_ref().map(|turn| (turn.pass, turn.members.clone()));
+        let open = open.map(|(pass, with)| (pass, with, self.peek_open(ops)));
+        self.foresee(ops, pass, members, open, next, at)
     }
 
     /// Plays the rules forward from `next` without touching them.
@@ -704,27 +829,51 @@ impl<O: Ops> Group<O> {
         ops: &mut O,
         pass: Pass,
         members: &[usize],
+        open: Option<(Pass, Vec<usize>, Option<Action>)>,
         next: u32,
         at: impl Fn(u32) -> Pass,
     ) -> Option<Action> {
-        let deciding = self.deciding(members).iter();
-        let mut rules: Vec<_> =
-            deciding.flat_map(|member| self.branches[*member].rules.clone()).collect();
-        // What is kept: the same age for all once a step between has been computed.
-        let newest = |m: &usize| self.branches[*m].history.newest();
-        let mut oldest_newest =
-            members.iter().map(newest).reduce(|a, b| Some(a?.min(b?))).flatten();
+        match self.led(pass.step) {
+            Some(Action::Compute) => return Some(Action::Compute),
+            Some(Action::Skip) => {
+                let unusable = self.unusable(members, pass.step);
+                return Some(if unusable.is_some() { Action::Compute } else { Action::Skip });
+            }
+            None => {}
+        }
+        // With `share` it is not known whether this branch will decide or follow.
+        let mut known = pass.step - next <= FORESIGHT && !(self.share && self.branches.len() > 1);
+        let mut newest: Vec<_> =
+            members.iter().map(|member| self.branches[*member].history.newest()).collect();
+        let mut rules: Vec<_> = self
+            .deciding(members)
+            .iter()
+            .map(|member| (*member, self.branches[*member].rules.clone()))
+            .collect();
+        let waits = open.is_some();
+        if let Some((pass, with, action)) = open {
+            known &= action.is_some();
+            let action = action.unwrap_or(Action::Compute);
+            for (_, rules) in rules.iter_mut().filter(|(member, _)| with.contains(member)) {
+                rules.iter_mut().for_each(|rule| rule.record(&pass, action, None));
+            }
+            for (_, newest) in members.iter().zip(&mut newest).filter(|(m, _)| with.contains(m)) {
+                if action == Action::Compute {
+                    *newest = Some(f64::from(pass.step));
+                }
+            }
+        }
+        let mut rules: Vec<_> = rules.into_iter().flat_map(|(_, rules)| rules).collect();
         let max_age = self.policy.keep.max_age;
-        let stale = |newest: Option<f64>, step: u32| {
+        let stale = |newest: &[Option<f64>], step: u32| {
             let old = |newest| max_age.is_some_and(|max| f64::from(step) - newest > max.into());
-            newest.is_none_or(old)
+            newest.iter().any(|newest| newest.is_none_or(old))
         };
-        let mut known = pass.step - next <= FORESIGHT;
         for step in if known { next..pass.step } else { 0..0 } {
             let between = at(step);
             let action = match rule::decide(&rules, &between, None) {
                 Verdict::Compute(_) => Action::Compute,
-                _ if stale(oldest_newest, step) => Action::Compute,
+                _ if stale(&newest, step) => Action::Compute,
                 Verdict::Skip => Action::Skip,
                 Verdict::Measure => {
                     known = false;
@@ -733,7 +882,7 @@ impl<O: Ops> Group<O> {
             };
             rules.iter_mut().for_each(|rule| rule.record(&between, action, None));
             if action == Action::Compute {
-                oldest_newest = Some(f64::from(step));
+                newest.fill(Some(f64::from(step)));
             }
         }
         match rule::decide(&rules, &pass, None) {
@@ -741,9 +890,9 @@ impl<O: Ops> Group<O> {
             Verdict::Compute(Reason::WarmUp | Reason::Last | Reason::Rule) => Some(Action::Compute),
             _ if !known => None,
             Verdict::Compute(_) => Some(Action::Compute),
-            _ if stale(oldest_newest, pass.step) => Some(Action::Compute),
+            _ if stale(&newest, pass.step) => Some(Action::Compute),
             Verdict::Skip => Some(Action::Skip),
-            Verdict::Measure if self.policy.lagged && next == pass.step => {
+            Verdict::Measure if self.policy.lagged && next == pass.step && !waits => {
                 let Some(change) = self.last_measurement(ops, members) else {
                     return Some(Action::Compute);
                 };
@@ -761,23 +910,9 @@ impl<O: Ops> Group<O> {
 const FORESIGHT: u32 = 1 << 14;
 
 impl<O: Ops> Turn<O> {
-    /// What the pass shows is kept: also if the tensors have new shapes, with which the branch
-    /// starts again, or if another rank or the engine overruled.
+    /// What the pass shows is kept, also if the rules were overruled.
     fn learns(&self) -> bool {
-        matches!(self.veto, None | Some(Reason::Shape))
-    }
-}
-
-impl<O: Ops> Branch<O> {
-    /// Why nothing kept can stand in at this step.
-    fn unusable(&self, policy: &Policy, step: u32) -> Option<Reason> {
-        match self.history.newest() {
-            None => Some(Reason::NoHistory),
-            Some(newest) => {
-                let age = f64::from(step) - newest;
-                policy.keep.max_age.filter(|max| age > f64::from(*max)).map(|_| Reason::Age)
-            }
-        }
+        self.veto.is_none() || self.restart
     }
 }
 

@@ -65,6 +65,17 @@ struct Track {
     present: bool,
 }
 
+impl Track {
+    /// By its id, else by its position.
+    fn is(&self, index: usize, id: u32) -> bool {
+        self.id == id && (id != 0 || self.index == index)
+    }
+
+    fn keeps(&self, other: &Self) -> bool {
+        self.is(other.index, other.id) && self.shape == other.shape
+    }
+}
+
 pub struct History<O: Ops> {
     keep: Keep,
     capacity: usize,
@@ -73,6 +84,8 @@ pub struct History<O: Ops> {
     /// belongs to no step yet.
     slots: Vec<Vec<O::Buffer>>,
     steps: Vec<f64>,
+    /// Block at which the kept values begin.
+    entry: u32,
     open: bool,
 }
 
@@ -90,11 +103,17 @@ impl<O: Ops> History<O> {
     pub fn new(keep: Keep, capacity: usize) -> Self {
         assert!((1..=MAX_HISTORY).contains(&capacity));
         let steps = Vec::with_capacity(capacity + 1);
-        Self { keep, capacity, tracks: Vec::new(), slots: Vec::new(), steps, open: false }
+        Self { keep, capacity, tracks: Vec::new(), slots: Vec::new(), steps, entry: 0, open: false }
     }
 
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// Shapes of the tensors whose values are kept.
+    pub fn shapes(&self) -> impl Iterator<Item = Shape> {
+        let tracks = if self.is_empty() && !self.open { &[][..] } else { &self.tracks };
+        tracks.iter().map(|track| track.shape)
     }
 
     /// Step of the newest kept value.
@@ -108,10 +127,11 @@ impl<O: Ops> History<O> {
         self.open = false;
     }
 
-    /// Gives the memory back.
-    pub fn free(&mut self) {
+    /// Gives the memory back; true if there was any.
+    pub fn free(&mut self) -> bool {
         self.clear();
-        (self.slots, self.tracks) = (Vec::new(), Vec::new());
+        self.tracks.clear();
+        !std::mem::take(&mut self.slots).is_empty()
     }
 
     /// Takes the whole ring at once for tensors of these shapes, unless it is there already.
@@ -124,9 +144,8 @@ impl<O: Ops> History<O> {
         let tracks = shapes.filter(|(index, ..)| keep.fills(*index));
         let tracks: Vec<_> =
             tracks.map(|(index, id, shape)| Track { index, id, shape, present: true }).collect();
-        let fits = |a: &Track, b: &Track| (a.index, a.id, a.shape) == (b.index, b.id, b.shape);
         let same = self.tracks.len() == tracks.len()
-            && self.tracks.iter().zip(&tracks).all(|(a, b)| fits(a, b));
+            && tracks.iter().all(|track| self.tracks.iter().any(|own| own.keeps(track)));
         if same && self.slots.len() == self.capacity {
             return Ok(());
         }
@@ -141,10 +160,19 @@ impl<O: Ops> History<O> {
         Ok(())
     }
 
-    /// Do these tensors continue what is kept?
-    pub fn check(&self, rows: &Rows) -> Result<()> {
+    /// Do these tensors, at this block, continue what is kept?
+    pub fn check(&self, entry: u32, rows: &Rows) -> Result<()> {
         if self.is_empty() {
             return Ok(());
+        }
+        if entry != self.entry {
+            let kept = self.entry;
+            bail!(State, "the part to skip begins at block {entry}, what is kept began at {kept}");
+        }
+        for (index, (view, id)) in rows.iter().enumerate().filter(|(k, _)| self.keep.fills(*k)) {
+            if !self.tracks.iter().any(|track| track.is(index, id)) {
+                bail!(Shape, "tensor {index} (id {id}), {}, was not there before", view.shape());
+            }
         }
         for track in &self.tracks {
             let shape = rows.find(track.index, track.id).map(|view| view.shape());
@@ -198,7 +226,17 @@ impl<O: Ops> History<O> {
     }
 
     /// Gives up the oldest value and, on a residual, stages the tensors that go in.
-    pub fn open(&mut self, ops: &mut O, input: &Rows, staging: &[O::Buffer]) -> Result<()> {
+    pub fn open(
+        &mut self,
+        ops: &mut O,
+        entry: u32,
+        input: &Rows,
+        staging: &[O::Buffer],
+    ) -> Result<()> {
+        if entry != self.entry {
+            self.clear();
+            self.entry = entry;
+        }
         if self.keep.base == Base::Residual {
             let shapes = input.iter().enumerate().map(|(i, (view, id))| (i, id, view.shape()));
             self.reserve(ops, shapes)?;

@@ -56,6 +56,17 @@ impl Entry {
         }
     }
 
+    /// A call of the open pass that was turned away makes the pass compute; true if an answer is in
+    /// doubt.
+    fn heed_refused(&mut self, handle: usize) -> bool {
+        let (refused, doubted) = CACHES.take_refused(handle);
+        if refused {
+            let text = "a call of this pass met another thread in a call on this cache";
+            let _ = self.cache.fail::<()>(Error::Busy(text.to_owned()));
+        }
+        doubted
+    }
+
     /// Was the pass that this thread believes open ended by another thread?
     fn lost(&self, handle: usize) -> bool {
         if self.cancelled.is_empty() {
@@ -104,24 +115,42 @@ fn in_pass<T>(
         return off;
     }
     let handle = cache.addr();
-    let mine = || thread::find(handle);
     let served = caught(|| {
-        if mine().is_some_and(|mine| mine.serial == 0) {
+        if thread::find(handle).is_some_and(|mine| mine.serial == 0) {
             bail!(Busy, "begin_pass was refused: another thread is in a call on this cache");
         }
         serve(cache, |entry| {
             if entry.lost(handle) {
                 bail!(State, "another thread began a run or a pass on this cache");
             }
-            f(entry)
+            entry.heed_refused(handle);
+            let result = f(entry);
+            if entry.owner.is_some() {
+                thread::join(handle, entry.serial, entry.cache.filled_span());
+            }
+            result
         })
     });
     served.unwrap_or_else(|error| {
-        if let Error::Busy(_) = error {
-            thread::refuse(handle);
-        }
         set_last_error(&error);
-        mine().map_or(otherwise, |mine| told(&mine))
+        let mine = thread::find(handle);
+        let current = CACHES.announced(handle);
+        if let Error::Busy(_) = error
+            && mine.is_none_or(|mine| mine.serial != 0)
+        {
+            // Was it another pass that this thread was told to skip in? Only its end can tell.
+            let skips = mine.filter(|mine| mine.span.is_some());
+            let doubt = skips.is_some_and(|mine| Ok(mine.serial) != current);
+            CACHES.refuse(handle, doubt);
+            if doubt {
+                thread::doubt(handle);
+            }
+        }
+        match mine {
+            // Of a cache that is gone, only who began the pass knows that it was open.
+            Some(mine) if mine.began || current.is_ok() => told(&mine),
+            _ => otherwise,
+        }
     })
 }
 
@@ -459,17 +488,24 @@ pub unsafe extern "C" fn dc_cache_begin_pass(
     pass: *const dc_pass_t,
 ) -> dc_status_t {
     let handle = cache.addr();
+    let mut served = false;
     let begun = caught(|| {
         with(cache, (), |entry| {
             entry.take_over();
             entry.serial += 1;
             entry.owner = Some(std::thread::current().id());
-            thread::begin(handle, entry.serial);
+            thread::begin(handle, entry.serial, |handle| CACHES.announced(handle).is_ok());
+            CACHES.announce(handle, entry.serial);
+            CACHES.take_refused(handle);
+            served = true;
             entry.cache.begin_pass(unsafe { structs::pass(pass) })
         })
     });
-    if let Err(Error::Busy(_)) = begun {
-        thread::begin(handle, 0);
+    match &begun {
+        Err(Error::Busy(_)) => thread::begin(handle, 0, |_| true),
+        // Nothing that an earlier pass was told holds any more.
+        Err(_) if !served => drop(thread::end(handle)),
+        _ => {}
     }
     status(|| begun)
 }
@@ -510,11 +546,6 @@ pub unsafe extern "C" fn dc_cache_before_block(
         let (action, result) = entry.cache.before_block(block, read);
         if let Err(error) = result {
             set_last_error(&error);
-        }
-        if action == Action::Skip
-            && let Some(span) = entry.cache.filled_span()
-        {
-            thread::filled(cache.addr(), entry.serial, span);
         }
         Ok(structs::action(action))
     })
@@ -564,17 +595,22 @@ pub extern "C" fn dc_cache_end_pass(cache: *mut dc_cache_t) -> dc_status_t {
             if cancelled {
                 bail!(State, "another thread began a run or a pass on this cache");
             }
+            let doubted = entry.heed_refused(handle);
             entry.owner = None;
-            entry.cache.end_pass()
+            let ended = entry.cache.end_pass();
+            if doubted {
+                bail!(Discard, "two threads met in a pass: whether it was skipped is in doubt");
+            }
+            ended
         });
+        if mine.is_some_and(|mine| mine.doubted) {
+            bail!(Discard, "two threads met in a pass: whether it was skipped is in doubt");
+        }
         if let Err(error @ Error::Internal(_)) = &ended {
             let spoilt = with_broken(cache, |entry| std::mem::take(&mut entry.spoilt));
             if spoilt {
                 bail!(Discard, "{error}");
             }
-        }
-        if ended.is_ok() && mine.is_some_and(|mine| mine.refused) {
-            bail!(Busy, "a call of this pass met another thread in a call on this cache");
         }
         ended
     })
@@ -593,11 +629,12 @@ fn with_broken(cache: *const dc_cache_t, f: impl FnOnce(&mut Entry) -> bool) -> 
 ///
 /// Settles the open pass before its first skippable unit, and touches no tensor. `wish`:
 /// DC_UNDECIDED = what the rule says (may wait for the measurement); DC_COMPUTE or DC_SKIP = overrule
-/// it. Returns what will happen: a skip without anything kept computes. Once the span has been
-/// entered nothing changes any more.
+/// it. Returns what will happen: a skip without anything kept computes. DC_UNDECIDED is returned, and
+/// nothing settled, while the rule has yet to see what leaves the front blocks. Once the span has
+/// been entered nothing changes any more.
 #[unsafe(no_mangle)]
 pub extern "C" fn dc_cache_decide(cache: *mut dc_cache_t, wish: dc_action_t) -> dc_action_t {
-    let compute = dc_action::DC_COMPUTE as u32;
+    let (compute, undecided) = (dc_action::DC_COMPUTE as u32, dc_action::DC_UNDECIDED as u32);
     let told = |mine: &thread::Mine| match mine.span {
         Some(_) => dc_action::DC_SKIP as u32,
         None => compute,
@@ -611,14 +648,14 @@ pub extern "C" fn dc_cache_decide(cache: *mut dc_cache_t, wish: dc_action_t) -> 
                 return entry.cache.fail(Error::Arg(format!("wish is {other}, allowed is 0 to 2")));
             }
         };
-        Ok(structs::action(entry.cache.decide(wish)?))
+        Ok(entry.cache.decide(wish)?.map_or(undecided, structs::action))
     })
 }
 
 /// What `unit` (a block or DC_MODEL) of a coming pass will be answered; null = of the open one.
-/// DC_COMPUTE and DC_SKIP are promises, unless that pass then fails or passes not peeked at come
-/// between; DC_UNDECIDED: not certain yet. Never waits for the open pass. Compare with `==`:
-/// DC_UNDECIDED is not zero.
+/// DC_COMPUTE and DC_SKIP are promises if every step up to that pass is evaluated and nothing fails
+/// or is overruled on the way (another rank's veto included); DC_UNDECIDED: not certain yet. Never
+/// waits for the open pass. Compare with `==`: DC_UNDECIDED is not zero.
 ///
 /// # Safety
 /// `pass` is null or starts from DC_PASS_INIT.
@@ -730,8 +767,11 @@ pub unsafe extern "C" fn dc_cache_trace(
         if cache.is_null() {
             return Ok(());
         }
-        let trace = observe(cache, |seen| seen.trace.clone())?;
-        for (k, record) in trace.iter().take(capacity).enumerate() {
+        let (exist, trace) = observe(cache, |seen| {
+            let records: Vec<_> = seen.trace.iter().take(capacity).copied().collect();
+            (seen.trace.count(), records)
+        })?;
+        for (k, record) in trace.iter().enumerate() {
             let record = dc_trace_t {
                 step: record.step,
                 branch: record.branch,
@@ -750,7 +790,7 @@ pub unsafe extern "C" fn dc_cache_trace(
                 to.copy_from_nonoverlapping((&raw const record).cast(), known);
             }
         }
-        unsafe { n.write(trace.count()) };
+        unsafe { n.write(exist) };
         Ok(())
     })
 }

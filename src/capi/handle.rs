@@ -10,7 +10,7 @@ use crate::stats::Observed;
 use once_cell::sync::OnceCell;
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 const BUSY: u64 = 1;
@@ -39,6 +39,11 @@ struct Free {
 struct Slot<T> {
     state: AtomicU64,
     value: UnsafeCell<Option<Box<T>>>,
+    /// A number of the owner's that anyone may read.
+    announced: AtomicU64,
+    /// Somebody was turned away, or could not be sure of an answer, since the owner last asked.
+    refused: AtomicBool,
+    doubted: AtomicBool,
     observed: Mutex<Option<Arc<Mutex<Observed>>>>,
 }
 
@@ -80,6 +85,9 @@ impl<T: Send> Table<T> {
                     let slots = (0..FIRST << segment).map(|_| Slot {
                         state: AtomicU64::new(1 << GENERATION),
                         value: UnsafeCell::new(None),
+                        announced: AtomicU64::new(0),
+                        refused: AtomicBool::new(false),
+                        doubted: AtomicBool::new(false),
                         observed: Mutex::new(None),
                     });
                     slots.collect()
@@ -91,6 +99,9 @@ impl<T: Send> Table<T> {
         drop(free);
         let slot = self.slot(index).expect("its segment is made");
         *lock(&slot.observed) = Some(observed);
+        slot.announced.store(0, Relaxed);
+        slot.refused.store(false, Relaxed);
+        slot.doubted.store(false, Relaxed);
         // The slot is free, so nobody else touches its value.
         unsafe { *slot.value.get() = Some(value) };
         let generation = slot.state.load(Relaxed) >> GENERATION;
@@ -151,6 +162,41 @@ impl<T: Send> Table<T> {
         lock(&self.free).slots.push_back(index);
         // Last: it calls the engine's allocator and log, which may use other caches.
         drop(value);
+    }
+
+    /// The number announced last by the owner of a live value.
+    pub fn announced(&self, handle: usize) -> Result<u64> {
+        let (_, slot, generation) = self.find(handle)?;
+        let announced = slot.announced.load(Acquire);
+        let state = slot.state.load(Acquire);
+        let live = state >> GENERATION == generation && state & (LIVE | DOOMED) == LIVE;
+        if live { Ok(announced) } else { Err(destroyed()) }
+    }
+
+    /// For the owner only.
+    pub fn announce(&self, handle: usize, number: u64) {
+        if let Ok((_, slot, _)) = self.find(handle) {
+            slot.announced.store(number, Release);
+        }
+    }
+
+    /// For the owner only: since this was last asked, was a call turned away, and was an answer in
+    /// doubt?
+    pub fn take_refused(&self, handle: usize) -> (bool, bool) {
+        let take = |flag: &AtomicBool| flag.load(Relaxed) && flag.swap(false, AcqRel);
+        self.find(handle)
+            .map_or((false, false), |(_, slot, _)| (take(&slot.refused), take(&slot.doubted)))
+    }
+
+    /// Lets the owner know that a call was turned away; and, in `doubt`, that its answer may have
+    /// been wrong.
+    pub fn refuse(&self, handle: usize, doubt: bool) {
+        if let Ok((_, slot, generation)) = self.find(handle)
+            && slot.state.load(Acquire) >> GENERATION == generation
+        {
+            slot.refused.store(true, Release);
+            slot.doubted.fetch_or(doubt, Release);
+        }
     }
 
     /// What may be seen of a live value at any time.

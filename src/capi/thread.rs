@@ -5,66 +5,75 @@
 //! still hold: blocks that were answered SKIP stay skipped, everything else computes, and its
 //! output is right.
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 /// A pass that this thread began, or took part in.
 #[derive(Clone, Copy, Debug)]
 pub struct Mine {
-    handle: usize,
     /// Number of the pass within its cache; 0 if it was refused.
     pub serial: u64,
+    /// This thread began it, and has not ended it.
+    pub began: bool,
     /// Blocks answered SKIP, their result being in place: first, and one past the last.
     pub span: Option<(u32, u32)>,
-    /// Some call of the pass was turned away.
-    pub refused: bool,
+    /// A call of the pass was turned away, and its answer may have been wrong.
+    pub doubted: bool,
+}
+
+#[derive(Default)]
+struct Passes {
+    by_handle: BTreeMap<usize, Mine>,
+    /// Records before those of dead caches are looked for.
+    full: usize,
 }
 
 thread_local! {
-    static PASSES: RefCell<Vec<Mine>> = const { RefCell::new(Vec::new()) };
+    static PASSES: RefCell<Passes> = RefCell::default();
 }
 
-/// More than one thread serves at once; what is older belongs to passes that were never ended.
-const MOST: usize = 1 << 16;
+/// Fewer records than this are not worth looking through.
+const FEW: usize = 64;
 
-fn with<T>(f: impl FnOnce(&mut Vec<Mine>) -> T) -> Option<T> {
+fn with<T>(f: impl FnOnce(&mut Passes) -> T) -> Option<T> {
     // A thread that is being torn down knows nothing.
     PASSES.try_with(|passes| passes.try_borrow_mut().ok().map(|mut passes| f(&mut passes))).ok()?
 }
 
-pub fn begin(handle: usize, serial: u64) {
+/// `serial` is 0 if the pass was refused. `is_live` tells of a handle whether its cache exists.
+pub fn begin(handle: usize, serial: u64, is_live: impl Fn(usize) -> bool) {
     with(|passes| {
-        passes.retain(|mine| mine.handle != handle);
-        if passes.len() >= MOST {
-            passes.remove(0);
+        let mine = Mine { serial, began: true, span: None, doubted: false };
+        passes.by_handle.insert(handle, mine);
+        if passes.by_handle.len() > passes.full.max(FEW) {
+            passes.by_handle.retain(|handle, _| is_live(*handle));
+            passes.full = 2 * passes.by_handle.len();
         }
-        passes.push(Mine { handle, serial, span: None, refused: serial == 0 });
     });
 }
 
-/// The newest passes are the likeliest to be asked for.
 pub fn find(handle: usize) -> Option<Mine> {
-    with(|passes| passes.iter().rev().find(|mine| mine.handle == handle).copied())?
+    with(|passes| passes.by_handle.get(&handle).copied())?
 }
 
-/// A skip of the pass `serial` has been carried out on this thread.
-pub fn filled(handle: usize, serial: u64, span: (u32, u32)) {
-    with(|passes| match passes.iter_mut().rev().find(|mine| mine.handle == handle) {
-        Some(mine) => (mine.serial, mine.span) = (serial, Some(span)),
-        None => passes.push(Mine { handle, serial, span: Some(span), refused: false }),
-    });
-}
-
-pub fn refuse(handle: usize) {
+/// A call of the pass `serial` was served on this thread; `span` if a skip is in place.
+pub fn join(handle: usize, serial: u64, span: Option<(u32, u32)>) {
     with(|passes| {
-        let mine = passes.iter_mut().rev().find(|mine| mine.handle == handle);
-        mine.into_iter().for_each(|mine| mine.refused = true);
+        let fresh = Mine { serial, began: false, span: None, doubted: false };
+        let mine = passes.by_handle.entry(handle).or_insert(fresh);
+        if mine.serial != serial {
+            *mine = fresh;
+        }
+        mine.span = mine.span.or(span);
     });
+}
+
+/// An answer that this thread was given may have been wrong.
+pub fn doubt(handle: usize) {
+    with(|passes| passes.by_handle.get_mut(&handle).map(|mine| mine.doubted = true));
 }
 
 pub fn end(handle: usize) -> Option<Mine> {
-    with(|passes| {
-        let at = passes.iter().rposition(|mine| mine.handle == handle);
-        at.map(|at| passes.remove(at))
-    })?
+    with(|passes| passes.by_handle.remove(&handle))?
 }
 
 impl Mine {

@@ -285,7 +285,7 @@ pub struct dc_engine_t {
     /// Bytes; 0 (default) = no limit.
     pub memory_budget: u64,
     /// Where kept tensors live; both or neither. Gives `size` bytes aligned to 256, or null. Called
-    /// on the thread that called the library; must not call back into this cache.
+    /// on the thread that called the library; must not throw, nor call back into this cache.
     pub mem_alloc: Option<
         unsafe extern "C-unwind" fn(
             user: *mut c_void,
@@ -305,7 +305,8 @@ pub struct dc_engine_t {
     pub mem_user: *mut c_void,
     /// Adds `n` doubles over the ranks that must agree on every decision, in place. Called on every
     /// rank exactly once per pass that could be skipped by facts all ranks share (limits, mask,
-    /// flags), also by a rank on which something failed: it votes against. 0 = success.
+    /// flags), also by a rank on which something failed: it votes against. Only a pass that
+    /// dc_cache_begin_pass refuses for its arguments does not vote. 0 = success.
     pub reduce: Option<
         unsafe extern "C-unwind" fn(
             user: *mut c_void,
