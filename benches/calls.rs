@@ -1,120 +1,171 @@
-//! What a call costs when there is nothing to compute: through the C ABI, tensors of a few bytes.
-use criterion::Criterion;
-use diffcache::capi::*;
-use std::ffi::CStr;
+//! What a call costs when it has nothing to do with tensors: an engine makes hundreds of them a step.
+use criterion::{BenchmarkId, Criterion};
 use std::hint::black_box;
-use std::ptr::{null, null_mut};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-const BLOCKS: u32 = 57;
+#[path = "../tests/support/mod.rs"]
+mod support;
+use support::*;
 
-fn ok(status: dc_status_t) {
-    assert_eq!(status, DC_OK, "{:?}", unsafe { CStr::from_ptr(dc_last_error()) });
+/// More blocks than any model has, so that the clock need not stop between them.
+const BLOCKS: usize = 1 << 16;
+
+/// A pass that has entered its span, and what it is shown: all blocks but two are still to come.
+struct Open {
+    cache: Cache,
+    x: Vec<dc_tensor_t>,
+    _owner: Tensor,
+    step: u32,
+    next: u32,
 }
 
-fn create(text: &CStr) -> *mut dc_cache_t {
-    let (mut engine, mut options, mut cache): (dc_engine_t, dc_options_t, _) =
-        unsafe { (std::mem::zeroed(), std::mem::zeroed(), null_mut()) };
-    unsafe {
-        ok(dc_engine_init(&mut engine, size_of::<dc_engine_t>()));
-        (engine.n_blocks, engine.hooks, engine.n_branches) = (BLOCKS, DC_HOOK_EACH, 4);
-        ok(dc_options_init(&mut options, size_of::<dc_options_t>(), null()));
-        ok(dc_options_parse(&mut options, text.as_ptr()));
-        ok(dc_cache_create(&engine, &options, &mut cache));
+impl Open {
+    fn new(options: &str) -> Self {
+        let owner = Tensor::of(Dtype::F32, &[1.0; 16]);
+        let cache = Setup::new(BLOCKS, options).create();
+        ok(cache.begin_run(0));
+        let mut open = Self { cache, x: lent(&[owner.clone()]), _owner: owner, step: 0, next: 0 };
+        open.begin();
+        open
     }
-    cache
-}
 
-fn begin_run(cache: *mut dc_cache_t) {
-    let mut run: dc_run_t = unsafe { std::mem::zeroed() };
-    run.struct_size = size_of::<dc_run_t>() as u32;
-    ok(unsafe { dc_cache_begin_run(cache, &run) });
-}
+    /// Up to the first block of the span.
+    fn begin(&mut self) {
+        ok(self.cache.begin_pass(&pass_of(self.step, &[0])));
+        self.step += 1;
+        (0..2).for_each(|block| drop(self.pair(block)));
+        self.next = 2;
+    }
 
-fn pass(step: u32) -> dc_pass_t {
-    let mut pass: dc_pass_t = unsafe { std::mem::zeroed() };
-    (pass.struct_size, pass.n_branches, pass.step) = (size_of::<dc_pass_t>() as u32, 1, step);
-    pass
-}
-
-fn tensor(data: &mut [f32]) -> dc_tensor_t {
-    let mut tensor: dc_tensor_t = unsafe { std::mem::zeroed() };
-    (tensor.data, tensor.dtype, tensor.ndim) = (data.as_mut_ptr().cast(), DC_F32, 1);
-    tensor.shape[0] = data.len() as i64;
-    tensor
-}
-
-fn whole_pass(cache: *mut dc_cache_t, x: &dc_tensor_t, step: u32) {
-    unsafe {
-        dc_cache_begin_pass(cache, &pass(step));
-        for block in 0..BLOCKS {
-            if dc_cache_before_block(cache, block, x, null(), 1) == DC_COMPUTE {
-                dc_cache_after_block(cache, block, x, 1);
+    fn pair(&self, block: u32) -> dc_action_t {
+        // The tensor lives as long as `self`.
+        unsafe {
+            let action = self.cache.before_raw(block, &self.x, None);
+            if action == DC_COMPUTE {
+                self.cache.after_raw(block, &self.x);
             }
+            action
         }
-        let _ = dc_cache_end_pass(cache);
     }
+
+    /// Asks about so many blocks inside the span.
+    fn pairs(&mut self, mut n: u64, expected: dc_action_t) -> Duration {
+        let mut time = Duration::ZERO;
+        while n > 0 {
+            if self.next as usize == BLOCKS - 1 {
+                self.pair(self.next);
+                ok(self.cache.end_pass());
+                self.begin();
+            }
+            let some = n.min(BLOCKS as u64 - 1 - u64::from(self.next)) as u32;
+            let blocks = self.next..self.next + some;
+            let start = Instant::now();
+            for block in blocks {
+                assert_eq!(self.pair(black_box(block)), expected);
+            }
+            time += start.elapsed();
+            self.next += some;
+            n -= u64::from(some);
+        }
+        time
+    }
+}
+
+fn pairs(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("before and after a block");
+    let owner = Tensor::of(Dtype::F32, &[1.0; 16]);
+    let x = lent(&[owner.clone()]);
+    let off = Cache(std::ptr::null_mut());
+    group.bench_function("of a null cache", |bencher| {
+        // The tensor lives as long as the benchmark.
+        bencher.iter(|| unsafe {
+            assert_eq!(off.before_raw(black_box(3), &x, None), DC_COMPUTE);
+            off.after_raw(black_box(3), &x);
+        });
+    });
+    for (name, options, expected) in [
+        ("inside a computed span", format!("fbcache,{NO_RAILS},threshold=1e-9"), DC_COMPUTE),
+        ("inside a skipped span", "mask,mask=0".to_owned(), DC_SKIP),
+        ("with preset none", "none".to_owned(), DC_COMPUTE),
+    ] {
+        let mut open = Open::new(&options);
+        if expected == DC_SKIP {
+            // The first pass computes.
+            open.pairs(BLOCKS as u64 - 2, DC_COMPUTE);
+        }
+        group.bench_function(name, |bencher| bencher.iter_custom(|n| open.pairs(n, expected)));
+    }
+}
+
+fn passes(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("a pass of 4 blocks on 16 elements");
+    for (name, options) in [
+        ("preset none", "none".to_owned()),
+        ("skipped by a mask", "mask,mask=10".to_owned()),
+        ("computed by fbcache", format!("fbcache,{NO_RAILS},threshold=1e-9")),
+        ("skipped by fbcache", format!("fbcache,{NO_RAILS},threshold=9")),
+    ] {
+        let cache = Setup::new(4, &options).create();
+        let owner = Tensor::of(Dtype::F32, &noise(1, 16));
+        let x = lent(&[owner.clone()]);
+        ok(cache.begin_run(0));
+        let mut step = 0;
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                ok(cache.begin_pass(&pass_of(step, &[0])));
+                for block in 0..4 {
+                    // The tensor lives as long as the benchmark.
+                    unsafe {
+                        if cache.before_raw(block, &x, None) == DC_COMPUTE {
+                            cache.after_raw(block, &x);
+                        }
+                    }
+                }
+                ok(cache.end_pass());
+                step += 1;
+            });
+        });
+    }
+}
+
+fn caches(criterion: &mut Criterion) {
+    for branches in [1, 8] {
+        let id = BenchmarkId::new("create and destroy, by branches", branches);
+        let setup = Setup::new(57, "fbcache").branches(branches, 1);
+        criterion.bench_with_input(id, &setup, |bencher, setup| bencher.iter(|| setup.create()));
+    }
+    let cache = Setup::new(57, "fbcache").create();
+    criterion.bench_function("begin_run", |bencher| bencher.iter(|| ok(cache.begin_run(50))));
+}
+
+fn looks(criterion: &mut Criterion) {
+    let toy = Toy::doubling(4);
+    let cache = Setup::new(4, "fbcache").create();
+    ok(cache.begin_run(100));
+    let x = [Tensor::of(Dtype::F32, &[1.0; 16])];
+    for step in 0..50 {
+        x[0].fill(1.0);
+        ok(toy.pass(&cache, &pass_of(step, &[0]), &x).status);
+    }
+    let mut group = criterion.benchmark_group("after 50 passes");
+    for (name, ahead) in [("peek at the next pass", 50), ("peek 10 passes ahead", 59)] {
+        let pass = pass_of(ahead, &[0]);
+        group.bench_function(name, |bencher| bencher.iter(|| cache.peek(Some(&pass), 1)));
+    }
+    group.bench_function("stats", |bencher| bencher.iter(|| cache.stats()));
+    group.bench_function("trace", |bencher| bencher.iter(|| cache.trace()));
 }
 
 fn main() {
     let mut criterion = Criterion::default()
-        .configure_from_args()
         .sample_size(20)
         .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_secs(1));
-    let mut data = [1.0f32; 8];
-    let x = tensor(&mut data);
-
-    let pair = |cache: *mut dc_cache_t, block: u32| unsafe {
-        black_box(dc_cache_before_block(cache, block, &x, null(), 1));
-        dc_cache_after_block(cache, block, &x, 1);
-    };
-    criterion.bench_function("a before/after pair, null cache", |b| {
-        b.iter(|| pair(black_box(null_mut()), 20));
-    });
-
-    // Blocks inside the skipped part are neither measured nor kept.
-    let cache = create(c"fbcache,threshold=1e-9");
-    begin_run(cache);
-    let mut step = 0;
-    criterion.bench_function("a pass of 57 blocks that computes, tensors of 32 bytes", |b| {
-        b.iter(|| {
-            whole_pass(cache, &x, step);
-            step += 1;
-        });
-    });
-    let skipping = create(c"mask,mask=1000");
-    begin_run(skipping);
-    let mut step = 0;
-    criterion.bench_function("a pass of 57 blocks that skips, tensors of 32 bytes", |b| {
-        b.iter(|| {
-            whole_pass(skipping, &x, step);
-            step += 1;
-        });
-    });
-    criterion.bench_function("begin_pass and end_pass of the preset none", |b| {
-        let none = create(c"none");
-        begin_run(none);
-        let mut step = 0;
-        b.iter(|| unsafe {
-            dc_cache_begin_pass(none, &pass(step));
-            step += 1;
-            dc_cache_end_pass(none)
-        });
-        dc_cache_destroy(none);
-    });
-    criterion.bench_function("peek at the next pass", |b| {
-        b.iter(|| unsafe { dc_cache_peek(skipping, &pass(step), 20) });
-    });
-    criterion.bench_function("stats", |b| {
-        let mut stats: dc_stats_t = unsafe { std::mem::zeroed() };
-        stats.struct_size = size_of::<dc_stats_t>() as u32;
-        b.iter(|| unsafe { dc_cache_stats(skipping, &mut stats) });
-    });
-    criterion.bench_function("create and destroy", |b| {
-        b.iter(|| dc_cache_destroy(create(c"fbcache")));
-    });
-    dc_cache_destroy(cache);
-    dc_cache_destroy(skipping);
+        .measurement_time(Duration::from_millis(800))
+        .nresamples(1000)
+        .configure_from_args();
+    pairs(&mut criterion);
+    passes(&mut criterion);
+    caches(&mut criterion);
+    looks(&mut criterion);
     criterion.final_summary();
 }

@@ -1,216 +1,229 @@
-//! The operations on host memory beside a plain read and a plain copy of the same bytes, with the
-//! same number of threads, in the same run. Criterion prints times and bandwidths; the table after
-//! them pairs each operation with its rival, run in turn, because the ratio is what holds when the
-//! machine is shared.
-use criterion::{Criterion, Throughput};
+//! `measure` and `combine` on tensors of 4608 x 3072 (FLUX: 4096 image and 512 text tokens), beside a
+//! plain loop that reads and writes as many bytes with as many threads. Both are timed in turn, so that
+//! a noisy machine is noisy for both. The last lines give the ratios: 1.00 is what the memory can do.
+use criterion::{Criterion, SamplingMode, Throughput};
 use diffcache::ops::host::Host;
 use diffcache::ops::memory::Memory;
-use diffcache::ops::{Comparison, Dtype, Ops, Shape, View};
+use diffcache::ops::{Comparison, Dtype, Ops, View};
+use half::{bf16, f16};
+use rayon::ThreadPool;
+use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-/// Tokens and width of FLUX at 1024 x 1024 with its text.
-const ROWS: usize = 4608;
-const COLUMNS: usize = 3072;
-const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+const SHAPE: [usize; 2] = [4608, 3072];
 
-/// A tensor of the benchmark's own, filled with ones and a half.
-struct Stream(Vec<u64>, Dtype);
+/// A tensor, as words: what a plain loop works on.
+struct Stream(Vec<u64>);
 
 impl Stream {
-    fn new(dtype: Dtype) -> Self {
-        let word = match dtype {
-            Dtype::F32 => 0x3fc0_0000_3f80_0000,
-            Dtype::F16 => 0x3e00_3c00_3e00_3c00,
-            Dtype::Bf16 => 0x3fc0_3f80_3fc0_3f80,
+    fn noise(dtype: Dtype, mut state: u64) -> Self {
+        let mut element = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
         };
-        Self(vec![word; ROWS * COLUMNS * dtype.size() / 8], dtype)
+        let per_word = 8 / dtype.size();
+        let mut word = || {
+            let shift = |k: usize| k * 8 * dtype.size();
+            let bits = |x: f32| match dtype {
+                Dtype::F32 => u64::from(x.to_bits()),
+                Dtype::F16 => u64::from(f16::from_f32(x).to_bits()),
+                Dtype::Bf16 => u64::from(bf16::from_f32(x).to_bits()),
+            };
+            (0..per_word).map(|k| bits(element()) << shift(k)).sum()
+        };
+        let words = SHAPE.iter().product::<usize>() / per_word;
+        Self((0..words).map(|_| word()).collect())
     }
 
-    fn view(&self) -> View {
-        let data = self.0.as_ptr().cast_mut().cast();
-        // Nothing else uses the memory while an operation runs.
-        unsafe { View::strided(data, self.1, &[ROWS, COLUMNS], &[COLUMNS, 1]) }
-    }
-}
-
-fn streams(n: usize, dtype: Dtype) -> Vec<Stream> {
-    (0..n).map(|_| Stream::new(dtype)).collect()
-}
-
-/// Calls `f(part)` for each of `threads` equal parts of the words of a stream.
-fn in_parts(threads: usize, words: usize, f: impl Fn(std::ops::Range<usize>) + Sync) {
-    let share = words.div_ceil(threads);
-    std::thread::scope(|scope| {
-        for part in 1..threads {
-            let f = &f;
-            scope.spawn(move || f(part * share..words.min((part + 1) * share)));
-        }
-        f(0..share.min(words));
-    });
-}
-
-/// Reads the streams, and does nothing else.
-fn plain_read(threads: usize, streams: &[Stream]) {
-    in_parts(threads, streams[0].0.len(), |range| {
-        for stream in streams {
-            let sum =
-                stream.0[range.clone()].iter().fold(0u64, |sum, word| sum.wrapping_add(*word));
-            black_box(sum);
-        }
-    });
-}
-
-/// Reads all streams but the last together, and writes the last.
-fn plain_copy(threads: usize, streams: &mut [Stream]) {
-    let (out, read) = streams.split_last_mut().expect("a stream to write");
-    let read = &*read;
-    let words = out.0.len();
-    let out = out.0.as_mut_ptr().expose_provenance();
-    in_parts(threads, words, |range| {
-        // The parts are disjoint, and `out` outlives them.
-        let out = std::ptr::with_exposed_provenance_mut::<u64>(out);
-        let out = unsafe { std::slice::from_raw_parts_mut(out.add(range.start), range.len()) };
-        match read {
-            [a] => out.copy_from_slice(&a.0[range]),
-            [a, b] => add(out, [&a.0[range.clone()], &b.0[range]]),
-            [a, b, c] => add(out, [&a.0[range.clone()], &b.0[range.clone()], &c.0[range]]),
-            _ => unreachable!("one to three streams are read"),
-        }
-    });
-}
-
-fn add<const N: usize>(out: &mut [u64], read: [&[u64]; N]) {
-    for (i, out) in out.iter_mut().enumerate() {
-        *out = read.iter().fold(0, |sum, stream| sum.wrapping_add(stream[i]));
+    fn view(&mut self, dtype: Dtype) -> View {
+        // The words are as many bytes as the shape, and outlive the benchmark that uses the view.
+        unsafe { View::strided(self.0.as_mut_ptr().cast(), dtype, &SHAPE, &[SHAPE[1], 1]) }
     }
 }
 
-/// One operation and its rival over the same bytes.
-struct Pair {
-    name: &'static str,
-    /// Streams read and written.
-    streams: usize,
-    ours: fn(&mut Host, &[Stream]),
-    rival: fn(usize, &mut [Stream]),
-    rival_name: &'static str,
-}
+// ---- the rivals ----
 
-const PAIRS: [Pair; 5] = [
-    Pair {
-        name: "measure |u - v|",
-        streams: 2,
-        ours: |host, s| {
-            let (x, earlier) = (s[0].view(), s[1].view());
-            black_box(host.measure(&[Comparison { x, base: None, earlier, keep: None }], false));
-        },
-        rival: |threads, s| plain_read(threads, s),
-        rival_name: "plain read",
-    },
-    Pair {
-        name: "measure, FBCache's three streams",
-        streams: 3,
-        ours: |host, s| {
-            let (x, base, earlier) = (s[0].view(), Some(s[1].view()), s[2].view());
-            black_box(host.measure(&[Comparison { x, base, earlier, keep: None }], false));
-        },
-        rival: |threads, s| plain_read(threads, s),
-        rival_name: "plain read",
-    },
-    Pair {
-        name: "copy",
-        streams: 2,
-        ours: |host, s| host.copy(s[1].view(), s[0].view()),
-        rival: plain_copy,
-        rival_name: "plain copy",
-    },
-    Pair {
-        name: "combine, K = 1 (a held residual)",
-        streams: 3,
-        ours: |host, s| host.combine(s[2].view(), Some(s[0].view()), &[(1.0, s[1].view())]),
-        rival: plain_copy,
-        rival_name: "plain sum",
-    },
-    Pair {
-        name: "combine, K = 2 (Taylor 1)",
-        streams: 4,
-        ours: |host, s| {
-            let terms = [(1.5, s[1].view()), (-0.5, s[2].view())];
-            host.combine(s[3].view(), Some(s[0].view()), &terms);
-        },
-        rival: plain_copy,
-        rival_name: "plain sum",
-    },
-];
+/// Words of a chunk: small enough to stay in the first-level cache.
+const CHUNK: usize = 512;
 
-fn host(threads: usize) -> Host {
-    Host::new(Memory::new(None, 0), threads)
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-fn absolute(criterion: &mut Criterion) {
-    for dtype in DTYPES {
-        for pair in &PAIRS {
-            let mut group = criterion.benchmark_group(format!("{} {dtype:?}", pair.name));
-            let mut streams = streams(pair.streams, dtype);
-            let bytes = streams.iter().map(|s| 8 * s.0.len() as u64).sum();
-            group.throughput(Throughput::Bytes(bytes));
-            group.sample_size(10).warm_up_time(Duration::from_millis(100));
-            group.measurement_time(Duration::from_millis(500));
-            let mut host = host(1);
-            group.bench_function("this library", |b| b.iter(|| (pair.ours)(&mut host, &streams)));
-            group.bench_function(pair.rival_name, |b| b.iter(|| (pair.rival)(1, &mut streams)));
+/// The work of `f` on equal shares of `out` and its inputs, on one thread or on all of the pool's.
+fn share<T: Send>(pool: Option<&ThreadPool>, out: &mut [T], f: impl Fn(usize, &mut [T]) + Sync) {
+    match pool {
+        None => f(0, out),
+        Some(pool) => {
+            let part = out.len().div_ceil(pool.current_num_threads());
+            let parts =
+                || out.par_chunks_mut(part).enumerate().for_each(|(k, out)| f(k * part, out));
+            pool.install(parts);
         }
     }
 }
 
-/// Rival's time over ours, in turns: 1 is as fast as the plain loop.
-fn ratio(pair: &Pair, dtype: Dtype, threads: usize) -> [f64; 3] {
-    let mut host = host(threads);
-    let mut streams = streams(pair.streams, dtype);
-    let mut ratios: Vec<f64> = (0..12)
-        .map(|_| {
-            let start = Instant::now();
-            (pair.rival)(threads, &mut streams);
-            let between = Instant::now();
-            (pair.ours)(&mut host, &streams);
-            (between - start).as_secs_f64() / between.elapsed().as_secs_f64()
-        })
-        .skip(1)
-        .collect();
-    ratios.sort_by(f64::total_cmp);
-    [ratios[0], ratios[ratios.len() / 2], ratios[ratios.len() - 1]]
-}
-
-fn table() {
-    let shape: Shape = Stream::new(Dtype::F32).view().shape();
-    println!(
-        "\nSpeed beside the plain loop over the same bytes, {shape} and alike: median (min to max)"
-    );
-    for threads in [1, cores()] {
-        for pair in &PAIRS {
-            for dtype in DTYPES {
-                let [min, median, max] = ratio(pair, dtype, threads);
-                let (name, dtype) = (pair.name, format!("{dtype:?}"));
-                let rival = pair.rival_name;
-                println!(
-                    "{threads} thread(s)  {name:32} {dtype:4}  {median:.2} of a {rival} \
-                     ({min:.2} to {max:.2})"
-                );
+/// Reads every word of every stream.
+fn plain_read(pool: Option<&ThreadPool>, streams: &[&Stream]) {
+    // One place for each chunk, so that reading is shared as writing is.
+    let mut sums = vec![0u64; streams[0].0.len().div_ceil(CHUNK)];
+    share(pool, &mut sums, |first, sums| {
+        for (k, sum) in (first..).zip(sums) {
+            for stream in streams {
+                let words = &stream.0[k * CHUNK..(k + 1) * CHUNK];
+                *sum = words.iter().fold(*sum, |sum, word| sum.wrapping_add(*word));
             }
+        }
+    });
+    black_box(sums);
+}
+
+/// Reads every word of `streams` and writes as many words as one of them has.
+fn plain_loop(pool: Option<&ThreadPool>, out: &mut Stream, streams: &[&Stream]) {
+    let (first, rest) = streams.split_first().expect("at least one stream");
+    share(pool, &mut out.0, |start, out| {
+        let source = &first.0[start..start + out.len()];
+        if rest.is_empty() {
+            return out.copy_from_slice(source);
+        }
+        for (k, out) in out.chunks_mut(CHUNK).enumerate() {
+            let at = start + k * CHUNK;
+            out.copy_from_slice(&first.0[at..at + out.len()]);
+            for stream in rest {
+                let words = &stream.0[at..at + out.len()];
+                out.iter_mut().zip(words).for_each(|(out, word)| *out ^= word);
+            }
+        }
+    });
+}
+
+// ---- side by side ----
+
+fn timed(f: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    f();
+    start.elapsed().as_secs_f64()
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<_> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+struct Bench {
+    criterion: Criterion,
+    pool: ThreadPool,
+    ratios: Vec<String>,
+}
+
+impl Bench {
+    /// `ours` beside `plain`, each of which touches the bytes of so many streams.
+    fn compare(
+        &mut self,
+        name: &str,
+        (dtype, streams): (Dtype, usize),
+        rival: &str,
+        mut ours: impl FnMut(&mut Host),
+        mut plain: impl FnMut(Option<&ThreadPool>),
+    ) {
+        let bytes = streams * SHAPE.iter().product::<usize>() * dtype.size();
+        let mut group = self.criterion.benchmark_group(name);
+        group.sampling_mode(SamplingMode::Flat).throughput(Throughput::Bytes(bytes as u64));
+        for (threads, pool) in [(1, None), (0, Some(&self.pool))] {
+            let count = pool.map_or(1, ThreadPool::current_num_threads);
+            let mut host = Host::new(Memory::new(None, 0), threads);
+            let mut pairs = Vec::new();
+            group.bench_function(format!("{count} threads"), |bencher| {
+                bencher.iter_custom(|iterations| {
+                    let pair = |_| (timed(|| ours(&mut host)), timed(|| plain(pool)));
+                    let new: Vec<_> = (0..iterations).map(pair).collect();
+                    pairs.extend_from_slice(&new);
+                    Duration::from_secs_f64(new.iter().map(|(ours, _)| ours).sum())
+                });
+            });
+            // None if the command line asks for other benchmarks only.
+            if pairs.is_empty() {
+                continue;
+            }
+            let ratio = median(pairs.iter().map(|(ours, plain)| plain / ours));
+            let [ours, plain] = [
+                median(pairs.iter().map(|(ours, _)| *ours)),
+                median(pairs.iter().map(|(_, plain)| *plain)),
+            ]
+            .map(|seconds| bytes as f64 / seconds / 1e9);
+            let threads =
+                if count == 1 { "1 thread ".to_owned() } else { format!("{count} threads") };
+            self.ratios.push(format!(
+                "{name:<38} {threads}  {ratio:.2} of {rival} ({ours:.1} of {plain:.1} GB/s)"
+            ));
+        }
+    }
+
+    fn measure(&mut self, dtype: Dtype) {
+        let [mut x, mut base, mut earlier] = [1, 2, 3].map(|seed| Stream::noise(dtype, seed));
+        let [u, b, v] = [&mut x, &mut base, &mut earlier].map(|stream| stream.view(dtype));
+        let name = |form: &str| format!("measure {dtype:?} {form}").to_lowercase();
+        let measured = |host: &mut Host, base: Option<View>, keep: Option<View>| {
+            let comparison = Comparison { x: u, base, earlier: v, keep };
+            let pending = host.measure(&[comparison], false);
+            black_box(host.read(pending));
+        };
+        self.compare(
+            &name("2-stream, |u - v|"),
+            (dtype, 2),
+            "plain read",
+            |host| measured(host, None, None),
+            |pool| plain_read(pool, &[&x, &earlier]),
+        );
+        self.compare(
+            &name("3-stream, |h - x - r|"),
+            (dtype, 3),
+            "plain read",
+            |host| measured(host, Some(b), None),
+            |pool| plain_read(pool, &[&x, &base, &earlier]),
+        );
+        // What FBCache does by default: the residual takes the place of the copied input.
+        let mut out = Stream::noise(dtype, 4);
+        self.compare(
+            &name("3-stream, kept over x"),
+            (dtype, 4),
+            "plain loop",
+            |host| measured(host, Some(b), Some(b)),
+            |pool| plain_loop(pool, &mut out, &[&x, &base, &earlier]),
+        );
+    }
+
+    fn combine(&mut self, dtype: Dtype) {
+        let weights = [1.625, -0.79167, 0.16667, 0.5];
+        let mut streams: Vec<_> = (0..6).map(|seed| Stream::noise(dtype, seed)).collect();
+        let views: Vec<_> = streams.iter_mut().map(|stream| stream.view(dtype)).collect();
+        let mut out = Stream::noise(dtype, 7);
+        for k in 0..=weights.len() {
+            let terms: Vec<_> = weights.into_iter().zip(views[1..=k].iter().copied()).collect();
+            let sources: Vec<_> = streams[..=k].iter().collect();
+            self.compare(
+                &format!("combine {dtype:?} k={k}").to_lowercase(),
+                (dtype, k + 2),
+                if k == 0 { "plain copy" } else { "plain loop" },
+                |host| host.combine(views[5], Some(views[0]), &terms),
+                |pool| plain_loop(pool, &mut out, &sources),
+            );
         }
     }
 }
 
 fn main() {
-    let mut criterion = Criterion::default().configure_from_args();
-    absolute(&mut criterion);
-    criterion.final_summary();
-    // `cargo test --benches` only asks whether this runs.
-    if std::env::args().any(|argument| argument == "--bench") {
-        table();
+    let criterion = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(700))
+        .nresamples(1000)
+        .configure_from_args();
+    let pool = rayon::ThreadPoolBuilder::new().build().expect("threads can be started");
+    let mut bench = Bench { criterion, pool, ratios: Vec::new() };
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        bench.measure(dtype);
+        bench.combine(dtype);
     }
+    bench.criterion.final_summary();
+    println!("\nmedians of {} x {} elements:", SHAPE[0], SHAPE[1]);
+    bench.ratios.iter().for_each(|line| println!("{line}"));
 }

@@ -761,10 +761,16 @@ impl<O: Ops> Group<O> {
         (Some(decision), settled)
     }
 
-    /// Ends the pass without a word to the rules.
+    /// Ends the pass without a word to the rules; a value that it computed is forgotten.
     pub fn cancel(&mut self) {
         if let Some(mut turn) = self.turn.take() {
             self.abandon(&mut turn);
+            let step = Some(f64::from(turn.pass.step));
+            let members = turn.members.into_iter();
+            let learned = members.filter(|m| self.branches[*m].history.newest() == step);
+            for member in learned.collect::<Vec<_>>() {
+                self.forget(member);
+            }
         }
     }
 

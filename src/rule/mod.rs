@@ -96,14 +96,13 @@ impl Change {
         Self { difference: 0.0, value: 0.0, reference: 0.0, count: 0.0, dtype }
     }
 
-    /// Relative L1 change `sum |u - v| / sum |v|`: NaN for 0/0 and where a sum is not finite,
-    /// infinite for x/0.
+    /// Relative L1 change `sum |u - v| / sum |v|`: infinite for x/0, NaN for 0/0 and for x over a
+    /// sum that is infinite.
     pub fn ratio(self) -> f64 {
-        let sums = [self.difference, self.value, self.reference];
-        match sums.iter().all(|sum| sum.is_finite()) {
-            true => self.difference / self.reference,
-            false => f64::NAN,
+        if self.reference.is_infinite() {
+            return f64::NAN;
         }
+        self.difference / self.reference
     }
 
     /// The same ratio as a chain of eager tensor operations gives it: two means and their quotient,
