@@ -7,10 +7,13 @@
 //!
 //! Rules hear of a pass in `end` only, so a cancelled pass leaves nothing behind but emptied
 //! histories.
+mod foresight;
+mod memory;
+
 use crate::error::{Error, Result, bail};
 use crate::gauge::{Gauge, Pool};
-use crate::history::{History, Rows, kept_dtype};
-use crate::ops::{Dtype, Ops, Shape};
+use crate::history::{History, Rows};
+use crate::ops::{Dtype, Ops};
 use crate::preset::Policy;
 use crate::rule::{self, Action, Change, Pass, Probe, Reason, Rule, Verdict};
 use crate::scope::Base;
@@ -132,132 +135,6 @@ impl<O: Ops> Group<O> {
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
-
-    // ---- memory ----
-
-    /// Shapes of every tensor kept, given each branch's tensors: the histories, and the pool.
-    fn plan(policy: &Policy, setting: &Setting, shapes: &[Vec<Shape>]) -> (Vec<Shape>, Vec<Shape>) {
-        let keep = &policy.keep;
-        let kept = |shapes: &Vec<Shape>| {
-            let filled = shapes.iter().enumerate().filter(|(index, _)| keep.fills(*index));
-            let kept = filled.map(|(_, s)| s.with_dtype(kept_dtype(keep, s.dtype)));
-            kept.collect::<Vec<_>>().repeat(policy.estimator.capacity())
-        };
-        let slots = shapes.iter().flat_map(kept).collect();
-
-        let probe = policy.probe().is_some();
-        let measure = if probe { setting.measure } else { 0 };
-        let measured = shapes.iter().map(|s| Gauge::<O>::measured(measure, s).collect());
-        let measured: Vec<Vec<_>> = measured.collect();
-        let staged =
-            shapes.iter().map(|s| History::<O>::staging(keep, s.iter().copied().enumerate()));
-        let staged: Vec<Vec<_>> = staged.collect();
-        let copied = if setting.keeps_input && policy.front() == 1 { &[][..] } else { &measured };
-
-        let mut distinct: Vec<_> = measured.iter().chain(&staged).flatten().copied().collect();
-        distinct.sort_unstable();
-        distinct.dedup();
-        let pool = distinct.into_iter().flat_map(|shape| {
-            // A reference for each branch, or for the one that decides; and for the branches that
-            // one pass may stack what is in flight: first inputs, then staged values.
-            let together = if setting.share { 1 } else { setting.max_stacked };
-            let references = if setting.share { 1 } else { setting.n_branches };
-            let in_flight = most(&shape, copied, together);
-            let waiting = most(&shape, &staged, setting.max_stacked);
-            let n = most(&shape, &measured, references) + in_flight.max(waiting);
-            std::iter::repeat_n(shape, n)
-        });
-        (slots, pool.collect())
-    }
-
-    /// Bytes asked of the allocator, given each branch's tensors.
-    pub fn bytes_needed(policy: &Policy, setting: &Setting, shapes: &[Vec<Shape>]) -> Result<u64> {
-        let (slots, pool) = Self::plan(policy, setting, shapes);
-        let mut bytes = slots.iter().chain(&pool).map(|shape| shape.bytes() as u64);
-        let sum = bytes.try_fold(0u64, |sum, bytes| sum.checked_add(bytes));
-        let sum = sum.filter(|sum| *sum <= isize::MAX as u64);
-        sum.ok_or_else(|| Error::Arg("shapes need more bytes than an address can count".to_owned()))
-    }
-
-    /// Takes all memory that will ever be needed for these tensors.
-    pub fn reserve(
-        &mut self,
-        ops: &mut O,
-        setting: &Setting,
-        shapes: &[Vec<(u32, Shape)>],
-    ) -> Result<()> {
-        let plain: Vec<Vec<_>> =
-            shapes.iter().map(|s| s.iter().map(|(_, shape)| *shape).collect()).collect();
-        let (_, pool) = Self::plan(&self.policy, setting, &plain);
-        self.pool.reserve(ops, &pool)?;
-        for (branch, shapes) in self.branches.iter_mut().zip(shapes) {
-            let shapes = shapes.iter().enumerate().map(|(index, (id, s))| (index, *id, *s));
-            branch.history.reserve(ops, shapes)?;
-        }
-        self.planned = true;
-        Ok(())
-    }
-
-    /// Gives all memory back. What the rules have counted stands: all ranks count alike.
-    pub fn free(&mut self) {
-        self.cancel();
-        (0..self.branches.len()).for_each(|branch| self.forget(branch));
-        for branch in &mut self.branches {
-            branch.history.free();
-        }
-        self.pool.free();
-        self.planned = false;
-    }
-
-    /// Gives back what is of no use in this run; true if there was any.
-    fn reclaim(&mut self) -> bool {
-        let mut any = self.pool.free();
-        for branch in self.branches.iter_mut().filter(|branch| branch.history.is_empty()) {
-            any |= branch.history.free();
-        }
-        any
-    }
-
-    /// Gives back buffers that wait for tensors of an earlier run.
-    fn tidy_pool(&mut self) {
-        if !self.planned {
-            let mut used = self.gauge.as_ref().map_or(Vec::new(), Gauge::shapes);
-            used.extend(self.branches.iter().flat_map(|branch| branch.history.shapes()));
-            self.pool.keep_only(&used);
-        }
-    }
-
-    /// Forgets everything but the memory.
-    pub fn clear(&mut self) {
-        self.cancel();
-        self.leader = None;
-        for branch in &mut self.branches {
-            branch.rules = self.policy.rules.clone();
-            branch.history.clear();
-            (branch.evaluated, branch.last) = (None, None);
-        }
-        if let Some(gauge) = &mut self.gauge {
-            gauge.clear(&mut self.pool);
-        }
-    }
-
-    /// Forgets what one branch holds.
-    pub fn forget(&mut self, branch: usize) {
-        self.branches[branch].history.clear();
-        self.branches[branch].last = None;
-        if let Some(gauge) = &mut self.gauge {
-            gauge.forget(branch, &mut self.pool);
-        }
-    }
-
-    /// One branch's tensors have other shapes from here on: nothing of the old ones is of use.
-    fn reshape(&mut self, branch: usize) {
-        self.forget(branch);
-        self.branches[branch].history.free();
-        self.pool.free();
-    }
-
-    // ---- one pass ----
 
     pub fn begin(&mut self, pass: Pass, members: &[usize], compute: bool) {
         self.cancel();
@@ -797,137 +674,13 @@ impl<O: Ops> Group<O> {
     pub fn accumulated(&self, branch: usize) -> Option<f64> {
         self.branches[branch].rules.iter().find_map(|rule| rule.accumulated())
     }
-
-    // ---- foresight ----
-
-    /// The answer of the open pass, as far as it is certain.
-    pub fn peek_open(&mut self, ops: &mut O) -> Option<Action> {
-        let turn = self.turn.as_ref()?;
-        if let Some(decision) = turn.decision {
-            return Some(decision.action);
-        }
-        if turn.veto.is_some() || turn.compute {
-            return Some(Action::Compute);
-        }
-        let (pass, members) = (turn.pass, turn.members.clone());
-        self.foresee(ops, pass, &members, None, pass.step, |step| Pass { step, ..pass })
-    }
-
-    /// The answer of a coming pass, as far as it is certain. `next` is the first step that can
-    /// still be evaluated; `at` gives the passes between it and `pass`.
-    pub fn peek(
-        &mut self,
-        ops: &mut O,
-        pass: Pass,
-        members: &[usize],
-        next: u32,
-        at: impl Fn(u32) -> Pass,
-    ) -> Option<Action> {
-        // What the open pass does comes before.
-        let open = self.turn.as_ref().map(|turn| (turn.pass, turn.members.clone()));
-        let open = open.map(|(pass, with)| (pass, with, self.peek_open(ops)));
-        self.foresee(ops, pass, members, open, next, at)
-    }
-
-    /// Plays the rules forward from `next` without touching them.
-    fn foresee(
-        &mut self,
-        ops: &mut O,
-        pass: Pass,
-        members: &[usize],
-        open: Option<(Pass, Vec<usize>, Option<Action>)>,
-        next: u32,
-        at: impl Fn(u32) -> Pass,
-    ) -> Option<Action> {
-        match self.led(pass.step) {
-            Some(Action::Compute) => return Some(Action::Compute),
-            Some(Action::Skip) => {
-                let unusable = self.unusable(members, pass.step);
-                return Some(if unusable.is_some() { Action::Compute } else { Action::Skip });
-            }
-            None => {}
-        }
-        // With `share` it is not known whether this branch will decide or follow.
-        let mut known = pass.step - next <= FORESIGHT && !(self.share && self.branches.len() > 1);
-        let mut newest: Vec<_> =
-            members.iter().map(|member| self.branches[*member].history.newest()).collect();
-        let mut rules: Vec<_> = self
-            .deciding(members)
-            .iter()
-            .map(|member| (*member, self.branches[*member].rules.clone()))
-            .collect();
-        let waits = open.is_some();
-        if let Some((pass, with, action)) = open {
-            known &= action.is_some();
-            let action = action.unwrap_or(Action::Compute);
-            for (_, rules) in rules.iter_mut().filter(|(member, _)| with.contains(member)) {
-                rules.iter_mut().for_each(|rule| rule.record(&pass, action, None));
-            }
-            for (_, newest) in members.iter().zip(&mut newest).filter(|(m, _)| with.contains(m)) {
-                if action == Action::Compute {
-                    *newest = Some(f64::from(pass.step));
-                }
-            }
-        }
-        let mut rules: Vec<_> = rules.into_iter().flat_map(|(_, rules)| rules).collect();
-        let max_age = self.policy.keep.max_age;
-        let stale = |newest: &[Option<f64>], step: u32| {
-            let old = |newest| max_age.is_some_and(|max| f64::from(step) - newest > max.into());
-            newest.iter().any(|newest| newest.is_none_or(old))
-        };
-        for step in if known { next..pass.step } else { 0..0 } {
-            let between = at(step);
-            let action = match rule::decide(&rules, &between, None) {
-                Verdict::Compute(_) => Action::Compute,
-                _ if stale(&newest, step) => Action::Compute,
-                Verdict::Skip => Action::Skip,
-                Verdict::Measure => {
-                    known = false;
-                    break;
-                }
-            };
-            rules.iter_mut().for_each(|rule| rule.record(&between, action, None));
-            if action == Action::Compute {
-                newest.fill(Some(f64::from(step)));
-            }
-        }
-        match rule::decide(&rules, &pass, None) {
-            // Facts of the schedule hold whatever happens before; counts do not.
-            Verdict::Compute(Reason::WarmUp | Reason::Last | Reason::Rule) => Some(Action::Compute),
-            _ if !known => None,
-            Verdict::Compute(_) => Some(Action::Compute),
-            _ if stale(&newest, pass.step) => Some(Action::Compute),
-            Verdict::Skip => Some(Action::Skip),
-            Verdict::Measure if self.policy.lagged && next == pass.step && !waits => {
-                let Some(change) = self.last_measurement(ops, members) else {
-                    return Some(Action::Compute);
-                };
-                match rule::decide(&rules, &pass, Some(self.policy.metric(change))) {
-                    Verdict::Skip => Some(Action::Skip),
-                    _ => Some(Action::Compute),
-                }
-            }
-            Verdict::Measure => None,
-        }
-    }
 }
-
-/// Steps that a coming pass may lie ahead to be played forward to.
-const FORESIGHT: u32 = 1 << 14;
 
 impl<O: Ops> Turn<O> {
     /// What the pass shows is kept, also if the rules were overruled.
     fn learns(&self) -> bool {
         self.veto.is_none() || self.restart
     }
-}
-
-/// Most buffers of this shape that any `together` branches have among them.
-fn most(shape: &Shape, branches: &[Vec<Shape>], together: usize) -> usize {
-    let count = |shapes: &Vec<Shape>| shapes.iter().filter(|other| *other == shape).count();
-    let mut counts: Vec<_> = branches.iter().map(count).collect();
-    counts.sort_unstable_by_key(|count| std::cmp::Reverse(*count));
-    counts.into_iter().take(together).sum()
 }
 
 /// The sums over all ranks, and whether any of them votes against the skip.

@@ -20,7 +20,7 @@
 //! | options as text and values | [`options`] |
 //! | presets: methods as lists of policies | [`preset`] |
 //! | runs, passes, branches | [`cache`] |
-//! | one policy at work, deciding once a pass | [`group`] |
+//! | one policy at work, deciding once a pass; its memory; what `peek` foresees | [`group`] |
 //! | rules: limits, step mask, residual change | [`rule`] |
 //! | scopes: stack, model; output or residual | [`scope`] |
 //! | estimators: hold, Taylor, Newton | [`estimator`] |
