@@ -74,6 +74,7 @@ lint:
 	@if $(CARGO) fmt --version >/dev/null 2>&1; then set -x; $(CARGO) fmt --check; else echo "SKIPPED: format (no rustfmt)"; fi
 	@if $(CARGO) clippy --version >/dev/null 2>&1; then set -x; $(CARGO) clippy --all-targets -- -D warnings; \
 	else echo "SKIPPED: lints (no clippy)"; fi
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --quiet
 
 test-rust:
 	$(CARGO) test

@@ -1,7 +1,7 @@
 //! The operations on host memory.
 //!
 //! Every operation walks its tensors in chunks that stay in the first-level cache: load into f32,
-//! compute, store. Dtypes and strides are therefore a matter of [`lanes`] alone, and each formula
+//! compute, store. Dtypes and strides are therefore a matter of `lanes` alone, and each formula
 //! stands here once. Blocks of elements are spread over threads; the sums come out the same for any
 //! number of them.
 mod lanes;
