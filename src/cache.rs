@@ -495,10 +495,8 @@ impl<O: Ops> Cache<O> {
         let mut reduce = reducer(&self.engine, pass.stream);
         let mut reduce = reduce.as_mut().map(|r| r as _);
         let entered = given.and_then(|(input, out)| {
-            if !group.front_is_known() {
-                // `after_block` of the last front block was not called: this is what left it.
-                group.front(&mut self.ops, &input)?;
-            }
+            // Unless `after_block` of the last front block showed what left it, this is it.
+            group.front(&mut self.ops, &input)?;
             group.enter(&mut self.ops, unit, &input, &out, reduce.take())
         });
         match entered {

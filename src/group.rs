@@ -250,7 +250,7 @@ impl<O: Ops> Group<O> {
         checked.map(drop)
     }
 
-    /// What left the front blocks; queues the measurement.
+    /// What left the front blocks; queues the measurement, once.
     pub fn front(&mut self, ops: &mut O, rows: &[Rows]) -> Result<()> {
         if self.gauge.as_ref().is_none_or(|gauge| !gauge.has_input() || gauge.is_complete()) {
             return Ok(());
@@ -272,11 +272,6 @@ impl<O: Ops> Group<O> {
             turn.measured = pending.map(Measured::Queued);
         }
         Ok(())
-    }
-
-    /// The front blocks have been seen from start to end, or need not be.
-    pub fn front_is_known(&self) -> bool {
-        self.gauge.as_ref().is_none_or(|gauge| !gauge.has_input() || gauge.is_complete())
     }
 
     /// Rows of the branches whose change decides; none if this pass follows another or has failed.
@@ -522,12 +517,12 @@ impl<O: Ops> Group<O> {
         }
         if fits.is_err() {
             turn.members.iter().for_each(|member| self.reshape(*member));
-        } else if !turn.learns() {
-            turn.site = Site::Left;
+        }
+        turn.site = Site::Left;
+        if !turn.learns() {
             self.land();
             return Ok(Action::Compute);
         }
-        turn.site = Site::Left;
         match self.open(ops, turn, entry, input) {
             Ok(staged) => turn.site = Site::Open(staged),
             Err(error) => {
