@@ -1,6 +1,6 @@
-//! `measure` and `combine` on tensors of 4608 x 3072 (FLUX: 4096 image and 512 text tokens), beside a
-//! plain loop that reads and writes as many bytes with as many threads. Both are timed in turn, so that
-//! a noisy machine is noisy for both. The last lines give the ratios: 1.00 is what the memory can do.
+//! `measure` and `combine` on tensors of 4608 x 3072 (FLUX: 4096 image and 512 text tokens), beside
+//! a plain loop that reads and writes as many bytes with as many threads. Both are timed in turn, so
+//! that a noisy machine is noisy for both. The last lines give the ratios: 1.00 is what memory can do.
 use criterion::{Criterion, SamplingMode, Throughput};
 use diffcache::ops::host::Host;
 use diffcache::ops::memory::Memory;

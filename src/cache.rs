@@ -449,7 +449,7 @@ impl<O: Ops> Cache<O> {
             return (if skip { Action::Skip } else { Action::Compute }, Err(error));
         }
         if block >= end {
-            return (Action::Compute, Ok(()));
+            return (Action::Compute, self.leave_late(index, pass, read));
         }
         if block >= front && !self.groups[index].is_reached() {
             return self.enter(index, pass, block, read);
@@ -468,6 +468,22 @@ impl<O: Ops> Cache<O> {
             _ => Ok(()),
         };
         (Action::Compute, result)
+    }
+
+    /// A back block is reached. Unless `after_block` of the last block before them showed what left
+    /// it, this is it.
+    fn leave_late(
+        &mut self,
+        index: usize,
+        pass: &OpenPass,
+        read: impl FnOnce() -> Result<(Given, Option<Given>)>,
+    ) -> Result<()> {
+        let group = &mut self.groups[index];
+        if !group.is_open() {
+            return Ok(());
+        }
+        let rows = rows(&read()?.0, pass.members.len())?;
+        group.leave(&mut self.ops, &rows)
     }
 
     /// The part that may be skipped begins here.

@@ -504,7 +504,12 @@ impl<O: Ops> Group<O> {
         fits: &Result<()>,
     ) -> Result<Action> {
         let skip = turn.decision.is_some_and(|decision| decision.action == Action::Skip);
-        if skip && fits.is_ok() {
+        // What was there when the engine settled the pass may be gone by now.
+        let lost = self.unusable(&turn.members, turn.pass.step).filter(|_| skip);
+        if let Some(reason) = lost {
+            turn.decision = Some(Decision { action: Action::Compute, reason, metric: None });
+        }
+        if skip && lost.is_none() && fits.is_ok() {
             for ((member, input), out) in turn.members.iter().zip(input).zip(out) {
                 let history = &self.branches[*member].history;
                 let estimator = &*self.policy.estimator;
