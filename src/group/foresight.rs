@@ -10,7 +10,10 @@ const FORESIGHT: u32 = 1 << 14;
 impl<O: Ops> Group<O> {
     /// The answer of the open pass, as far as it is certain.
     pub fn peek_open(&mut self, ops: &mut O) -> Option<Action> {
-        let turn = self.turn.as_ref()?;
+        // A pass that was refused computes.
+        let Some(turn) = &self.turn else {
+            return Some(Action::Compute);
+        };
         if let Some(decision) = turn.decision {
             return Some(decision.action);
         }
