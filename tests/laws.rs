@@ -443,6 +443,26 @@ mod law_4_rails_are_on_by_default {
         }
     }
 
+    /// Image-to-image, or the second of two experts: a part of the schedule is a run of its own.
+    #[test]
+    fn rails_count_from_the_first_step_of_the_run_and_masks_from_that_of_the_schedule() {
+        for (options, first_step, end_step, expected) in [
+            ("fbcache", 12, 0, "CCssssCC WWrrrrcL"),
+            ("fbcache", 12, 17, "CCssC WWrrL"),
+            ("fbcache,warmup_steps=3", 0, 5, "CCCsC WWWrL"),
+            ("mask,mask=11111111111111010010", 12, 0, "CCsCssCs rrrrrrrr"),
+        ] {
+            let cache = Setup::new(3, options).create();
+            ok(cache.begin_run_as(&dc_run_t { first_step, end_step, ..run_of(20) }));
+            for step in first_step..if end_step == 0 { 20 } else { end_step } {
+                let x = [Tensor::of(F32, &[1.0; 4])];
+                ok(Toy::doubling(3).pass(&cache, &pass_of(step, &[0]), &x).status);
+            }
+            let seen = format!("{} {}", cache.trace().actions(), cache.trace().reasons());
+            assert_eq!(seen, expected, "{options} from {first_step} to {end_step}");
+        }
+    }
+
     #[test]
     fn without_a_number_of_steps_the_last_one_is_announced() {
         let mut steps = alike(5);
@@ -934,7 +954,7 @@ mod law_8_state_never_leaks_between_runs {
 
     const METHODS: [&str; 5] = [
         "fbcache,threshold=0.1,warmup_steps=0",
-        "fbcache,threshold=0.1,lagged=1,estimator=taylor,order=2",
+        "fbcache,threshold=0.1,warmup_steps=1,lagged=1,estimator=taylor,order=2",
         "dbcache,front_blocks=1,back_blocks=1,max_total=4",
         "mask,mask=11010010,estimator=newton,order=2",
         "fbcache,threshold=0.1,share=1,on_residual=0",
