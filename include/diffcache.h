@@ -695,7 +695,8 @@ DC_API DC_NODISCARD dc_action_t dc_cache_before_block(dc_cache_t *cache, uint32_
         const dc_tensor_t *in, const dc_tensor_t *out, size_t n);
 
 // Reports what a block that ran produced. After the last front block this measures the change;
-// after the last block of the span its result is taken into the history.
+// after the last block of the span its result is taken into the history. Where either is not
+// reported, what the next block is given as `in` stands for it.
 DC_API void dc_cache_after_block(dc_cache_t *cache, uint32_t block,
         const dc_tensor_t *out, size_t n);
 

@@ -552,7 +552,8 @@ pub unsafe extern "C" fn dc_cache_before_block(
 }
 
 /// Reports what a block that ran produced. After the last front block this measures the change;
-/// after the last block of the span its result is taken into the history.
+/// after the last block of the span its result is taken into the history. Where either is not
+/// reported, what the next block is given as `in` stands for it.
 ///
 /// # Safety
 /// `out` has `n` tensors, valid for reads.
