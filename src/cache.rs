@@ -228,6 +228,7 @@ impl<O: Ops> Cache<O> {
     /// Ends the run and says how it went.
     pub fn end_run(&mut self) {
         self.cancel_pass();
+        self.refresh_memory();
         if self.run.take().is_some() {
             self.summarise();
         }

@@ -176,6 +176,7 @@ impl<O: Ops> Group<O> {
             && matches!(turn.site, Site::NotReached)
         {
             turn.site = Site::Left;
+            turn.take_back(turn.veto.unwrap_or(Reason::Error));
         }
     }
 
@@ -506,9 +507,6 @@ impl<O: Ops> Group<O> {
         let skip = turn.decision.is_some_and(|decision| decision.action == Action::Skip);
         // What was there when the engine settled the pass may be gone by now.
         let lost = self.unusable(&turn.members, turn.pass.step).filter(|_| skip);
-        if let Some(reason) = lost {
-            turn.decision = Some(Decision { action: Action::Compute, reason, metric: None });
-        }
         if skip && lost.is_none() && fits.is_ok() {
             for ((member, input), out) in turn.members.iter().zip(input).zip(out) {
                 let history = &self.branches[*member].history;
@@ -520,6 +518,7 @@ impl<O: Ops> Group<O> {
             self.land();
             return Ok(Action::Skip);
         }
+        turn.take_back(lost.unwrap_or(Reason::Shape));
         if fits.is_err() {
             turn.members.iter().for_each(|member| self.reshape(*member));
         }
@@ -680,6 +679,14 @@ impl<O: Ops> Turn<O> {
     /// What the pass shows is kept, also if the rules were overruled.
     fn learns(&self) -> bool {
         self.veto.is_none() || self.restart
+    }
+
+    /// A skip that was settled cannot be carried out.
+    fn take_back(&mut self, reason: Reason) {
+        let skip = |decision: &Decision| decision.action == Action::Skip;
+        if let Some(decision) = self.decision.as_mut().filter(|decision| skip(decision)) {
+            *decision = Decision { action: Action::Compute, reason, ..*decision };
+        }
     }
 }
 

@@ -693,6 +693,20 @@ mod law_6_memory_is_exact {
     }
 
     #[test]
+    fn stats_tell_what_is_held_also_after_a_pass_that_was_cancelled() {
+        let (ledger, inputs) = (Ledger::default(), PLAIN.inputs(F32));
+        let cache = PLAIN.setup().with(|engine| ledger.serve(engine)).create();
+        for end in [Cache::end_run, |cache: &Cache| cache.begin_run(20)] {
+            ok(cache.begin_run(20));
+            PLAIN.toy().pass_until(usize::MAX, &cache, &pass_of(0, &[0]), &inputs.at(0));
+            ok(end(&cache));
+            let held = ledger.books().held;
+            assert_eq!((held > 0, cache.stats().bytes_held), (true, held));
+            ok(cache.trim());
+        }
+    }
+
+    #[test]
     fn branches_may_have_shapes_of_their_own() {
         let lengths = [40, 12, 40];
         let of = |branch: u32| vec![Tensor::new(F32, &[1, lengths[branch as usize], 8])];
@@ -992,6 +1006,23 @@ mod law_8_state_never_leaks_between_runs {
                     assert!(seen == fresh, "{method}, {steps} steps and {calls} calls before");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn begin_run_forgets_what_the_cancelled_pass_was_answered() {
+        for method in [&fbcache(9.0), "mask,mask=10"] {
+            let cache = Setup::new(4, method).create();
+            ok(cache.begin_run(20));
+            ok(toy().pass(&cache, &pass_of(0, &[0]), &inputs().at(0)).status);
+            toy().pass_until(CALLS, &cache, &pass_of(1, &[0]), &inputs().at(1));
+            assert_eq!(cache.decide(DC_UNDECIDED), DC_SKIP);
+            ok(cache.begin_run(20));
+            // An engine that forgets begin_pass: no result is in place anywhere.
+            assert_eq!(cache.decide(DC_UNDECIDED), DC_COMPUTE, "{method}");
+            let x = inputs().at(2);
+            assert!((0..4).all(|block| cache.before(block, &x) == DC_COMPUTE), "{method}");
+            assert_eq!(cache.end_pass(), DC_ERR_STATE);
         }
     }
 

@@ -1052,8 +1052,12 @@ fn a_skip_that_was_decided_is_carried_out_as_a_whole_or_not_at_all() {
                     }
                 }
             }
+            // What was decided, as the engine was answered in the end.
+            let skips = answers == "Csss";
+            let outcome = if skips { DC_SKIP } else { DC_COMPUTE };
+            assert_eq!([cache.decide(DC_UNDECIDED), cache.peek(None, 1)], [outcome; 2]);
             assert_ne!(cache.end_pass(), DC_ERR_DISCARD);
-            if answers == "Csss" {
+            if skips {
                 // Block 0 makes 1.5 x; what is kept is what the others made of the last 1.5 x.
                 let start = drifting(0)[0].values();
                 let kept = computed[0].values().into_iter().zip(start).map(|(y, x)| y - 1.5 * x);

@@ -445,6 +445,7 @@ pub unsafe extern "C" fn dc_cache_begin_run(
     status(|| {
         with(cache, (), |entry| {
             entry.take_over();
+            thread::end(cache.addr());
             entry.cache.end_run();
             entry.cache.begin_run(unsafe { structs::run(run, entry.n_branches, entry.model)? })
         })
@@ -459,6 +460,7 @@ pub extern "C" fn dc_cache_end_run(cache: *mut dc_cache_t) -> dc_status_t {
     status(|| {
         with(cache, (), |entry| {
             entry.take_over();
+            thread::end(cache.addr());
             entry.cache.end_run();
             Ok(())
         })
