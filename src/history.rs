@@ -40,10 +40,6 @@ impl Rows {
         self.views.get(index).copied().flatten()
     }
 
-    pub fn id(&self, index: usize) -> u32 {
-        self.ids[index]
-    }
-
     /// The tensor known elsewhere as number `index` with `id`: by its id, else by its position.
     pub fn find(&self, index: usize, id: u32) -> Option<View> {
         match id {

@@ -57,11 +57,6 @@ impl Shape {
     pub fn with_dtype(self, dtype: Dtype) -> Self {
         Self { dtype, ..self }
     }
-
-    /// The same extents, whatever the dtype.
-    pub fn same_extents(&self, other: &Self) -> bool {
-        self.extents == other.extents
-    }
 }
 
 impl std::fmt::Display for Shape {
