@@ -70,6 +70,10 @@
 #define DC_RUN_INIT { (uint32_t)sizeof(dc_run_t), 0, 0, 0, NULL, 0.0f, 0, NULL, NULL }
 #define DC_PASS_INIT { (uint32_t)sizeof(dc_pass_t), 0, 1, {0, 0, 0, 0, 0, 0, 0, 0}, 0, 0.0f, NULL }
 
+// Instead of a block number: one layer, for dc_cache_peek; all layers of a kind, in the trace.
+#define DC_LAYER(layer) (0x80000000u | (uint32_t)(layer))
+#define DC_KIND(kind) (0xffffff00u | (uint32_t)(kind))
+
 // dc_pass_t::stream: the caller has synchronised; the library works on a stream of its own, and
 // every call returns when its work is done. Any other value is a CUstream / cudaStream_t (null: the
 // legacy default stream). On the CPU every call returns when its work is done.
@@ -93,6 +97,9 @@
 // Room for kinds of layers.
 #define DC_MAX_KINDS 8
 
+// Most timesteps in dc_options_t::mlp_at.
+#define DC_MAX_MARKS 16
+
 // Longest step mask.
 #define DC_MAX_STEPS 256
 
@@ -109,6 +116,9 @@
 // Instead of a block number: the whole evaluation, latents in, prediction out.
 #define DC_MODEL UINT32_MAX
 
+// Instead of a block number, for dc_cache_peek and in the trace: the unconditional branch.
+#define DC_UNCOND (UINT32_MAX - 1)
+
 // dc_engine_t::hooks: before and after the boundary blocks: 0, front_blocks, n_blocks -
 // back_blocks, and the last.
 #define DC_HOOK_BLOCKS 1
@@ -116,8 +126,14 @@
 // dc_engine_t::hooks: before and after every block.
 #define DC_HOOK_EACH 2
 
+// dc_engine_t::hooks: dc_cache_before_layer and dc_cache_after_layer.
+#define DC_HOOK_LAYERS 4
+
 // dc_engine_t::hooks: before and after DC_MODEL.
 #define DC_HOOK_MODEL 8
+
+// dc_engine_t::hooks: dc_cache_before_uncond and dc_cache_after_uncond.
+#define DC_HOOK_GUIDE 32
 
 // dc_engine_t::flags: with front_blocks 1, the tensors given to before_block(0) as `in` and to
 // after_block(0) stand unchanged until before_block(1) has returned. Saves one copy a pass, and
@@ -199,16 +215,20 @@ typedef enum dc_rule {
     // computed pass: sum|r - r_old| / sum|r_old| over the measured tensors. NaN, infinity and 0/0
     // compute.
     DC_RULE_CHANGE = 1,
-    // Skip where the mask has a 0.
+    // Skip wherever intervals, windows and the mask allow it.
     DC_RULE_SCHEDULE = 2,
 } dc_rule;
 
 // Values of dc_scope_t.
 typedef enum dc_scope {
-    // The blocks between the first front_blocks and the last back_blocks.
+    // The blocks between the first front_blocks and the last back_blocks, as one value.
     DC_SCOPE_STACK = 0,
     // DC_MODEL.
     DC_SCOPE_MODEL = 1,
+    // The same blocks, each for itself.
+    DC_SCOPE_BLOCK = 2,
+    // Layers; each kind has its own interval and window.
+    DC_SCOPE_LAYERS = 3,
 } dc_scope;
 
 // Values of dc_estimator_t.
@@ -219,15 +239,29 @@ typedef enum dc_estimator {
     DC_ESTIMATOR_TAYLOR = 1,
     // The polynomial through the last `order` + 1, exact whatever the gaps between their steps.
     DC_ESTIMATOR_NEWTON = 2,
+    // HiCache: the last `order` + 1, as Hermite polynomials of backward differences; `scale` damps.
+    DC_ESTIMATOR_HERMITE = 3,
+    // FasterCache: the newest, and `weight` times the slope of the last two.
+    DC_ESTIMATOR_LINEAR = 4,
+    // FoCa: half the slope of the last two computed, and half that of the last two of any kind.
+    DC_ESTIMATOR_FOCA = 5,
 } dc_estimator;
 
 // Values of dc_compat_t.
 typedef enum dc_compat {
     // This library's own.
     DC_COMPAT_NONE = 0,
-    // Hugging Face diffusers' FirstBlockCache: limits left to "auto" are off, a change equal to the
+    // Hugging Face diffusers. Limits left to "auto" are off. FirstBlockCache: a change equal to the
     // threshold, NaN and 0/0 skip, and every intermediate is rounded to the tensors' dtype.
+    // TaylorSeer: the interval is counted from the second step after the warm-up, and the ladder of
+    // differences is kept in history_dtype (diffusers' own default is bf16) with a rounding for
+    // each operation. FasterCache: predictions enter the pair that the next is made from. Branches
+    // never mix, which in diffusers they do.
     DC_COMPAT_DIFFUSERS = 1,
+    // The method's original code, where it differs: limits left to "auto" are off; TaylorSeer's
+    // differences begin two steps before the end of the warm-up; FasterCache and FoCa do not count
+    // the gaps between steps.
+    DC_COMPAT_PAPER = 2,
 } dc_compat;
 
 // Values of dc_log_level_t.
@@ -277,7 +311,29 @@ typedef enum dc_reason {
     DC_REASON_ERROR,
     // What is kept is older than max_age.
     DC_REASON_AGE,
+    // The interval's turn to compute.
+    DC_REASON_INTERVAL,
+    // The timestep is outside the window.
+    DC_REASON_WINDOW,
+    // No listed timestep came just before (mlp_at).
+    DC_REASON_UNLISTED,
+    // The unconditional branch runs in this step (cond_only).
+    DC_REASON_GUIDANCE,
+    // A window needs a timestep, and the engine did not tell it.
+    DC_REASON_TIMESTEP,
 } dc_reason;
+
+// Values of dc_kind_t, with their names in text options.
+typedef enum dc_kind {
+    // "spatial": attention within a picture or frame, and joint attention over picture and text.
+    DC_KIND_SPATIAL = 0,
+    // "temporal": attention across frames.
+    DC_KIND_TEMPORAL = 1,
+    // "cross": attention to the text.
+    DC_KIND_CROSS = 2,
+    // "mlp": the feed-forward part of a block.
+    DC_KIND_MLP = 3,
+} dc_kind;
 
 // A cache for one model, or one request. Opaque: an index and a generation, not an address, so a
 // stale handle never names a new cache. Null is valid everywhere and means "caching off".
@@ -312,7 +368,7 @@ typedef struct dc_engine_t {
     // Units the engine can run or leave out, in running order. Required unless hooks is
     // DC_HOOK_MODEL alone.
     uint32_t n_blocks;
-    // For layer hooks, which this version does not have: 0.
+    // Layer numbers are below this. Required with DC_HOOK_LAYERS, else 0.
     uint32_t n_layers;
     // Branch numbers are below this. Default 1, at most DC_MAX_BRANCHES.
     uint32_t n_branches;
@@ -332,19 +388,26 @@ typedef struct dc_engine_t {
     void (*mem_free)(void *user, void *ptr, size_t size, void *stream);
     void *mem_user;
     // Adds `n` doubles over the ranks that must agree on every decision, in place. Called on every
-    // rank exactly once per pass that could be skipped by facts all ranks share (limits, mask,
-    // flags), also by a rank on which something failed: it votes against. Only a pass that
-    // dc_cache_begin_pass refuses for its arguments does not vote. 0 = success.
+    // rank exactly once per pass that could be skipped by facts all ranks share (limits, schedule,
+    // flags), and for layers once per kind, at the first layer of the pass; also by a rank on which
+    // something failed: it votes against. Only a pass that dc_cache_begin_pass refuses for its
+    // arguments does not vote, nor does guidance: its schedule is the same on all ranks, and with
+    // shapes given to dc_cache_begin_run nothing in it can fail on one of them. 0 = success.
     int32_t (*reduce)(void *user, double *sums, size_t n, void *stream);
     void *reduce_user;
     // Begins every log line of this cache.
     char label[32];
+    // The branch that guidance may leave out. Default 1.
+    uint32_t uncond_branch;
+    // Must be 0.
+    uint32_t reserved0;
 } dc_engine_t;
 
-// When: what decides, beside the limits and the mask. A pass is skipped when all agree.
+// When: what decides, beside the limits, intervals, windows and the mask. A pass is skipped when
+// all agree.
 typedef uint32_t dc_rule_t;
 
-// Where: which part of the model is left out as one.
+// Where: which values are left out together.
 typedef uint32_t dc_scope_t;
 
 // What stands in for the skipped value, from the last ones computed.
@@ -357,7 +420,8 @@ typedef uint32_t dc_compat_t;
 typedef uint32_t dc_dtype_t;
 
 // What the USER wants: chosen per request, all of it reachable from text by the names of these
-// fields. Start with dc_options_init(). Holds no pointers.
+// fields, or, for the later ones, by the name that stands in quotes with them. Start with
+// dc_options_init(). Holds no pointers.
 typedef struct dc_options_t {
     uint32_t struct_size;
     uint32_t magic;
@@ -365,13 +429,14 @@ typedef struct dc_options_t {
     char preset[24];
     // "none", "change", "schedule".
     dc_rule_t rule;
-    // "stack", "model".
+    // "stack", "block", "layers", "model".
     dc_scope_t scope;
-    // "hold", "taylor", "newton".
+    // "hold", "taylor", "newton", "hermite", "linear", "foca".
     dc_estimator_t estimator;
-    // 1 (default) = keep output - input and add it to the new input; 0 = keep the output.
+    // 1 = keep output - input and add it to the new input; 0 = keep the output, which is all that a
+    // layer shows, and all that there is where the shapes of the two differ.
     uint32_t on_residual;
-    // "none", "diffusers".
+    // "none", "diffusers", "paper".
     dc_compat_t compat;
     // 1 = decide from the measurement one step back, so that nothing waits.
     uint32_t lagged;
@@ -389,7 +454,9 @@ typedef struct dc_options_t {
     uint32_t back_blocks;
     // Of the estimator, 0 to 4. Default 1.
     uint32_t order;
-    // First steps of a run, computed. Auto: a tenth of the run, at least 2.
+    // First steps of a run, computed. Intervals count from the last of them. Auto: where a change is
+    // measured a tenth of the run, at least 2; else none. The same for all limits: a schedule has
+    // none but those that are set.
     uint32_t warmup_steps;
     // Within the warm-up only every n-th step must compute. Default 1.
     uint32_t warmup_interval;
@@ -407,20 +474,55 @@ typedef struct dc_options_t {
     double max_run_error;
     // Bound on the sum of the estimator's |weights|; above it a lower order is used. Auto: 4.
     double max_gain;
-    // Not used by this version: leave 0.
-    uint32_t interval[DC_MAX_KINDS];
-    // Not used by this version: leave 0.
-    double window[DC_MAX_KINDS][2];
-    // Not used by this version: leave 0.
-    uint32_t guide_interval;
+    // Compute every n-th step; 0 ("none") = no interval, 1 = every step. For layers this is what a
+    // kind has that has no interval of its own.
+    uint32_t every;
+    // 1 = layers are skipped only in steps in which guidance leaves the unconditional branch out.
+    // Nothing is then kept of that branch. Without effect if guidance is off.
+    uint32_t cond_only;
+    // Skip only while window[0] < timestep / timestep_max < window[1], so 1 is pure noise; as text
+    // "0.1:0.8". Both 0 ("none") = always. For layers this is what a kind has that has none itself.
+    double window[2];
+    // "spatial.every", "temporal.every", "cross.every", "mlp.every": of a kind. 0 ("auto") = every.
+    uint32_t kind_every[DC_MAX_KINDS];
+    // "spatial.layers" and so on: only so many layers of the kind, the first that the engine asks
+    // about. 0 ("all") = all.
+    uint32_t kind_layers[DC_MAX_KINDS];
+    // "spatial.window" and so on. Both 0 ("auto") = window.
+    double kind_window[DC_MAX_KINDS][2];
+    // "mlp.at": timesteps, as fractions of timestep_max, at which MLP outputs are kept for the next
+    // mlp_skips steps, and at no others; each is met by the first step at or below it. "mlp.every"
+    // then has no default. As text "0.72:0.64".
+    double mlp_at[DC_MAX_MARKS];
+    // Timesteps in mlp_at.
+    uint32_t n_mlp_at;
+    // "mlp.skips". Default 2.
+    uint32_t mlp_skips;
+    // Of estimator "linear": at the first and at the last step of the run; as text "0.5", or
+    // "0.2:0.8" if they differ.
+    double weight[2];
+    // Of estimator "hermite", above 0. Default 0.5.
+    double scale;
+    // "guidance.every": compute the unconditional branch every n-th step, and estimate it in the
+    // others as cond + high * d + (low - high) * LP(d): d is uncond - cond of the last computed
+    // step, LP its low frequencies, up to a fifth of the shorter side of the planes, which are the
+    // last two dimensions. 0 ("none"), 1 = it always computes.
+    uint32_t guide_every;
+    // "guidance.max_growth": low and high grow with every skipped step in a row, up to this power.
+    // Auto: 4; DC_NONE with compat.
+    uint32_t guide_max_growth;
+    // "guidance.window": where the branch may be left out.
+    double guide_window[2];
+    // "guidance.low", "guidance.high": factors; 1 = none.
+    double guide_low;
+    double guide_high;
+    // "guidance.low_window", "guidance.high_window": where they are not 1.
+    double guide_low_window[2];
+    double guide_high_window[2];
     // Steps in `mask`.
     uint32_t mask_len;
-    // Not used by this version: leave 0.
-    double guide_window[2];
-    // Not used by this version: leave 0.
-    double guide_low;
-    // Not used by this version: leave 0.
-    double guide_high;
+    // Must be 0.
+    uint32_t reserved1;
     // 1 = compute, 0 = may be skipped, counted from step 0 of the full schedule. Steps past the end
     // may be skipped. As text: "mask=11101001".
     uint8_t mask[DC_MAX_STEPS];
@@ -431,6 +533,9 @@ typedef struct dc_options_t {
     // Not used by this version: leave 0.
     double table[DC_MAX_TABLE];
 } dc_options_t;
+
+// What a layer does; an index into dc_options_t::kind_every and its like.
+typedef uint32_t dc_kind_t;
 
 // A borrowed view of a tensor. The library reads and writes `data` only in calls that are given
 // the view, and keeps copies, never the pointer. Frozen: 128 bytes, never to grow.
@@ -454,16 +559,18 @@ typedef struct dc_tensor_t {
     uint64_t reserved;
 } dc_tensor_t;
 
-// The tensors of the engine's blocks, so that memory is exact before the first pass. `data` of the
-// tensors is ignored.
+// What the engine's tensors look like, so that memory is exact before the first pass: a row for the
+// blocks, a row for each kind and shape of layer, a row for the model's output or for a prediction
+// of guidance, as far as the method needs them; others are ignored. `data` of the tensors is too.
 typedef struct dc_shape_t {
-    // One DC_HOOK_* bit: BLOCKS or EACH for blocks, MODEL for the model's output.
+    // One DC_HOOK_* bit: BLOCKS or EACH for blocks, LAYERS, MODEL for the model's output, GUIDE for a
+    // prediction of one branch.
     uint32_t hook;
-    // For layer hooks: 0.
-    uint32_t kind;
+    // With DC_HOOK_LAYERS; else 0.
+    dc_kind_t kind;
     // One branch, or UINT32_MAX for each that has no row of its own.
     uint32_t branch;
-    // For layer hooks: 0 or 1.
+    // Layers of this kind and shape. Else 0 or 1.
     uint32_t count;
     // One branch's rows.
     const dc_tensor_t *tensors;
@@ -482,9 +589,9 @@ typedef struct dc_run_t {
     uint32_t first_step;
     // One past this run's last step; 0 = n_steps.
     uint32_t end_step;
-    // n_steps values, copied; null = none.
+    // n_steps values, copied; null = none. Windows need them, here or with each pass.
     const float *timesteps;
-    // Their value at pure noise: 1000, or 1 for flow sigmas. Required with timesteps.
+    // Their value at pure noise: 1000, or 1 for flow sigmas. Required with timesteps, and by windows.
     float timestep_max;
     // 0 = memory is taken in the first computed pass of each branch.
     uint32_t n_shapes;
@@ -523,16 +630,14 @@ typedef struct dc_stats_t {
     uint64_t passes;
     // Something was left out.
     uint64_t passes_skipped;
-    // By arithmetic: a skipped pass leaves out the blocks between front and back.
+    // A skipped pass leaves out the blocks between front and back, or some of them.
     uint64_t blocks_computed;
     uint64_t blocks_skipped;
-    // 0 in this version.
+    // Of the layers that the method is for.
     uint64_t layers_computed;
-    // 0 in this version.
     uint64_t layers_skipped;
-    // 0 in this version.
+    // Answers of dc_cache_before_uncond.
     uint64_t uncond_computed;
-    // 0 in this version.
     uint64_t uncond_skipped;
     // Measurements that were NaN or infinite.
     uint64_t not_finite;
@@ -561,7 +666,8 @@ typedef uint32_t dc_reason_t;
 typedef struct dc_trace_t {
     uint32_t step;
     uint32_t branch;
-    // First block that could be skipped, or DC_MODEL.
+    // First block that could be skipped, DC_KIND(kind) for all layers of a kind, DC_UNCOND or
+    // DC_MODEL.
     uint32_t unit;
     dc_action_t action;
     dc_reason_t reason;
@@ -610,8 +716,10 @@ DC_API DC_NODISCARD dc_status_t dc_backend_prepare(dc_backend_t backend, int32_t
 // Writes the defaults. `struct_size` is sizeof(dc_engine_t).
 DC_API DC_NODISCARD dc_status_t dc_engine_init(dc_engine_t *engine, size_t struct_size);
 
-// Fills `options` with the preset `method`: "none", "fbcache", "dbcache" or "mask"; null = "none".
-// An unknown name is an error that lists the known ones. `struct_size` is sizeof(dc_options_t).
+// Fills `options` with the preset `method`: "none", "fbcache", "dbcache", "mask", "taylorseer",
+// "hicache", "pab", "pab-cogvideox", "pab-latte", "pab-opensora", "pab-opensoraplan",
+// "pab-vchitect" or "fastercache"; null = "none". An unknown name is an error that lists the known
+// ones. `struct_size` is sizeof(dc_options_t).
 DC_API DC_NODISCARD dc_status_t dc_options_init(dc_options_t *options,
         size_t struct_size, const char *method);
 
@@ -630,7 +738,10 @@ DC_API DC_NODISCARD dc_status_t dc_options_format(const dc_options_t *options, c
 // Exactly the bytes that mem_alloc will be asked for, given the shapes of all tensors; allocates
 // nothing. FBCache on B branches with an image stream of N and a text stream of E bytes holds
 // B(2N + E) + N, or B(2N + E) with DC_ENGINE_KEEPS_INPUT; passes that stack S branches hold SN in
-// place of the last N; an estimator of order n holds n(N + E) more for each branch.
+// place of the last N; an estimator of order n holds n(N + E) more for each branch. L layers with
+// outputs of A bytes hold BLA under PAB, BLA(n + 1) under TaylorSeer and HiCache, 2(B - 1)LA under
+// FasterCache, whose guidance holds 8 bytes for each element of a prediction (4 where low and high
+// are scaled alike).
 DC_API DC_NODISCARD dc_status_t dc_memory_needed(const dc_engine_t *engine,
         const dc_options_t *options, const dc_shape_t *shapes, size_t n,
         uint64_t *bytes);
@@ -705,6 +816,62 @@ DC_API void dc_cache_after_block(dc_cache_t *cache, uint32_t block,
 // the cache did not work in this pass. dc_last_error() has the pass's first error.
 DC_API DC_NODISCARD dc_status_t dc_cache_end_pass(dc_cache_t *cache);
 
+// ---- Layers --------------------------------------------------------------------------------
+//
+// Attention and MLP outputs, for TaylorSeer, PAB, FasterCache and their like (scope=layers). Where
+// the calls stand decides what is kept: before gate and residual addition it is what diffusers and
+// the paper of TaylorSeer keep; around them it is what PAB's Open-Sora and Latte keep. Layers that
+// the engine does not ask about always compute.
+//
+// All layers of a kind share one decision per pass; each keeps its own outputs for each branch. A
+// layer of which nothing is kept yet computes by itself.
+//
+// `layer` is the engine's number, below n_layers and unique in the model; `out` is where its output
+// goes: one tensor, or several (a joint attention's image and text). DC_COMPUTE: run the layer, then
+// report it. DC_SKIP: `out` holds the estimate.
+//
+// Cost of a skip: one read for each kept value with a weight, one write (PAB 1 + 1, TaylorSeer of
+// order n and HiCache n + 1 + 1, FasterCache 2 + 1). Errors are kept for dc_cache_end_pass; the
+// layer then computes.
+DC_API DC_NODISCARD dc_action_t dc_cache_before_layer(dc_cache_t *cache, uint32_t layer,
+        dc_kind_t kind, const dc_tensor_t *out, size_t n);
+
+// Reports the output of a layer that ran. Cost: one read, one write.
+DC_API void dc_cache_after_layer(dc_cache_t *cache, uint32_t layer,
+        const dc_tensor_t *out, size_t n);
+
+// ---- Guidance ------------------------------------------------------------------------------
+//
+// Classifier-free guidance evaluates an unconditional branch beside the conditional one;
+// FasterCache leaves it out of most steps. Both calls stand outside passes. `pass` names the step,
+// the stream and, as its only branch, dc_engine_t::uncond_branch; `cond` and `uncond` are one
+// branch's prediction each, with height and width as their last dimensions.
+//
+// One branch after the other:
+//
+//     ... a pass of the conditional branch ...
+//     if (dc_cache_before_uncond(c, &u, &cond, &uncond) == DC_COMPUTE) {
+//         ... a pass of the unconditional branch ...
+//         dc_cache_after_uncond(c, &u, &cond, &uncond);
+//     }
+//
+// Stacked in one pass, ask beforehand: dc_cache_peek(c, &u, DC_UNCOND) == DC_SKIP leaves the branch
+// out of the pass; then call dc_cache_before_uncond, which fills it in, or says DC_COMPUTE for a
+// branch that has just been evaluated: report it.
+//
+// DC_SKIP: `uncond` holds the estimate, at a cost of three reads and one write (two and one where
+// low and high frequencies are scaled alike), and of one low pass after each computed step.
+// DC_COMPUTE: run the branch. On any error both tensors are as they were, and the answer is
+// DC_COMPUTE; dc_last_error() says why.
+DC_API DC_NODISCARD dc_action_t dc_cache_before_uncond(dc_cache_t *cache,
+        const dc_pass_t *pass, const dc_tensor_t *cond,
+        const dc_tensor_t *uncond);
+
+// Reports both predictions of a step in which the branch ran. Cost: two reads, one write. An error
+// leaves both tensors and what is kept as they were.
+DC_API dc_status_t dc_cache_after_uncond(dc_cache_t *cache, const dc_pass_t *pass,
+        const dc_tensor_t *cond, const dc_tensor_t *uncond);
+
 // ---- Steering ------------------------------------------------------------------------------
 //
 // Engines that batch requests, stream weights or build graphs want the answer before they act.
@@ -712,11 +879,13 @@ DC_API DC_NODISCARD dc_status_t dc_cache_end_pass(dc_cache_t *cache);
 // Settles the open pass before its first skippable unit, and touches no tensor. `wish`:
 // DC_UNDECIDED = what the rule says (may wait for the measurement); DC_COMPUTE or DC_SKIP = overrule
 // it. Returns what will happen: a skip without anything kept computes. DC_UNDECIDED is returned, and
-// nothing settled, while the rule has yet to see what leaves the front blocks. Once the span has
+// nothing settled, while the rule has yet to see what leaves the front blocks; also, with all of
+// them settled, where kinds of layers differ: dc_cache_peek tells each. Once a skippable unit has
 // been entered nothing changes any more.
 DC_API dc_action_t dc_cache_decide(dc_cache_t *cache, dc_action_t wish);
 
-// What `unit` (a block or DC_MODEL) of a coming pass will be answered; null = of the open one.
+// What `unit` (a block, DC_LAYER(layer), DC_UNCOND or DC_MODEL) of a coming pass will be answered;
+// null = of the open one.
 // DC_COMPUTE and DC_SKIP are promises if every step up to that pass is evaluated and nothing fails
 // or is overruled on the way (another rank's veto included); DC_UNDECIDED: not certain yet. Never
 // waits for the open pass. Compare with `==`: DC_UNDECIDED is not zero.

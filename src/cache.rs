@@ -2,19 +2,21 @@
 //! each call to the group it concerns.
 //!
 //! ```text
-//! begin_run ( begin_pass ( before_block after_block? )* end_pass )* end_run?
+//! begin_run ( begin_pass ( before_block after_block? | before_layer after_layer? )* end_pass
+//!             ( before_uncond after_uncond? )? )* end_run?
 //! ```
 //!
 //! Nothing the engine does wrong is fatal: the pass computes, and `end_pass` says what was wrong.
 use crate::error::{Error, Result, bail};
-use crate::group::{Group, Setting};
+use crate::group::{Group, Layout, Place, Setting, bytes_of};
+use crate::guidance::{Guidance, Prediction};
 use crate::history::{MAX_TENSORS, Rows};
 use crate::log::{self, Level};
 use crate::ops::memory::Memory;
 use crate::ops::{Ops, Shape, Tensor, View};
-use crate::preset::Policy;
+use crate::preset::Method;
 use crate::rule::{Action, Pass, Reason};
-use crate::scope::{Base, Scope};
+use crate::scope::{Base, Kind, Scope};
 use crate::stats::{Observed, Stats, percentiles};
 use crate::trace::Record;
 use std::ffi::c_void;
@@ -24,6 +26,14 @@ pub const MAX_BRANCHES: usize = 8;
 
 /// Instead of a block number: the whole evaluation.
 pub const MODEL: u32 = u32::MAX;
+/// Instead of a block number: the unconditional branch.
+pub const UNCOND: u32 = u32::MAX - 1;
+/// Added to a layer's number, where a block's could stand.
+pub const LAYER: u32 = 1 << 31;
+/// Added to a kind's number, for all layers of it.
+pub const KIND: u32 = 0xffff_ff00;
+/// Layer numbers are below this.
+pub const MAX_LAYERS: u32 = KIND - LAYER;
 
 /// Bits of [`PassInfo::flags`].
 pub mod flag {
@@ -47,7 +57,10 @@ unsafe impl Send for Reducer {}
 /// What the engine is.
 pub struct Engine {
     pub n_blocks: u32,
+    pub n_layers: u32,
     pub n_branches: usize,
+    /// The branch that guidance may leave out.
+    pub uncond: usize,
     pub max_stacked: usize,
     pub measure: u32,
     pub keeps_input: bool,
@@ -63,8 +76,10 @@ pub struct Run {
     pub end_step: Option<u32>,
     /// Of every step of the full schedule, or none.
     pub timesteps: Vec<f32>,
-    /// Each branch's tensors with their ids, if memory is to be taken now.
-    pub shapes: Option<Vec<Vec<(u32, Shape)>>>,
+    /// Of a timestep, at pure noise.
+    pub timestep_max: Option<f32>,
+    /// What the tensors look like, if memory is to be taken now.
+    pub layouts: Option<Vec<Layout>>,
     pub stream: *mut c_void,
 }
 
@@ -90,6 +105,9 @@ pub struct Cache<O: Ops> {
     engine: Engine,
     setting: Setting,
     groups: Vec<Group<O>>,
+    guidance: Option<Guidance<O>>,
+    /// What kind each layer said it is.
+    kinds: Vec<Option<Kind>>,
     run: Option<OpenRun>,
     pass: Option<OpenPass>,
     observed: Arc<Mutex<Observed>>,
@@ -100,6 +118,7 @@ struct OpenRun {
     first_step: u32,
     end_step: Option<u32>,
     timesteps: Vec<f32>,
+    timestep_max: Option<f32>,
     /// Step last evaluated of each branch.
     last: [Option<u32>; MAX_BRANCHES],
     /// The run computes, because it could not get its memory.
@@ -135,6 +154,8 @@ impl OpenRun {
             end_step: self.end(),
             last: flags & flag::LAST != 0,
             timestep: timestep.or(listed),
+            timestep_max: self.timestep_max,
+            cond_only: None,
         }
     }
 }
@@ -151,13 +172,24 @@ impl<O: Ops> Cache<O> {
         ops: O,
         memory: Arc<Memory>,
         engine: Engine,
-        policies: Vec<Policy>,
+        method: Method,
         share: bool,
         observed: Arc<Mutex<Observed>>,
     ) -> Self {
         let setting = engine.setting(share);
-        let groups = policies.into_iter().map(|policy| Group::new(policy, &setting)).collect();
-        Self { ops, memory, engine, setting, groups, run: None, pass: None, observed }
+        let groups = method.policies.into_iter().map(|policy| Group::new(policy, &setting));
+        Self {
+            ops,
+            memory,
+            setting,
+            groups: groups.collect(),
+            guidance: method.guidance.map(Guidance::new),
+            kinds: vec![None; engine.n_layers as usize],
+            engine,
+            run: None,
+            pass: None,
+            observed,
+        }
     }
 
     fn observed(&self) -> MutexGuard<'_, Observed> {
@@ -171,58 +203,103 @@ impl<O: Ops> Cache<O> {
         self.end_run();
         self.memory.set_stream(run.stream);
         self.groups.iter_mut().for_each(Group::clear);
-        let reserved = run.shapes.as_ref().map_or(Ok(()), |shapes| self.reserve(shapes));
+        self.guidance.iter_mut().for_each(Guidance::clear);
+        let reserved = run.layouts.as_ref().map_or(Ok(()), |layouts| self.reserve(layouts));
+        let begun = reserved.and_then(|()| self.check_run(&run));
         self.run = Some(OpenRun {
             n_steps: run.n_steps,
             first_step: run.first_step,
             end_step: run.end_step,
             timesteps: run.timesteps,
+            timestep_max: run.timestep_max,
             last: [None; MAX_BRANCHES],
-            failed: reserved.clone().err(),
+            failed: begun.clone().err(),
         });
         let threshold = self.groups.iter().find_map(|group| group.policy().threshold());
         {
             let mut observed = self.observed();
             *observed = Observed::default();
             observed.stats.threshold = threshold;
-            observed.stats.first_error = reserved.clone().err();
-            observed.stats.errors = u64::from(reserved.is_err());
+            observed.stats.first_error = begun.clone().err();
+            observed.stats.errors = u64::from(begun.is_err());
         }
         self.refresh_memory();
-        if let Err(error) = &reserved {
+        if let Err(error) = &begun {
             log::log(Level::Error, &self.engine.label, || format!("begin_run: {error}"));
         }
-        reserved
+        begun
     }
 
-    fn reserve(&mut self, shapes: &[Vec<(u32, Shape)>]) -> Result<()> {
-        let plain: Vec<Vec<_>> =
-            shapes.iter().map(|s| s.iter().map(|(_, shape)| *shape).collect()).collect();
-        let needed =
-            |group: &Group<O>| Group::<O>::bytes_needed(group.policy(), &self.setting, &plain);
-        let needed: u64 = self.groups.iter().map(needed).sum::<Result<_>>()?;
+    /// Does the run tell what the policies decide by?
+    fn check_run(&self, run: &Run) -> Result<()> {
+        if self.needs_timestep() && run.timestep_max.is_none() {
+            bail!(
+                Arg,
+                "timestep_max is 0, which windows and mlp.at need: the timestep at pure noise"
+            );
+        }
+        let end = run.end_step.or(run.n_steps);
+        let ramps = |group: &Group<O>| group.policy().estimator.needs_progress();
+        if end.is_none() && self.groups.iter().any(ramps) {
+            bail!(Arg, "n_steps is 0, but weight changes over the run, which needs its length");
+        }
+        Ok(())
+    }
+
+    fn needs_timestep(&self) -> bool {
+        self.groups.iter().any(|group| group.policy().needs_timestep())
+            || self.guidance.as_ref().is_some_and(|guidance| guidance.policy().needs_timestep())
+    }
+
+    /// Shapes of all tensors that will be kept: each group's, then guidance's.
+    fn plan(&self, layouts: &[Layout]) -> Result<Vec<Vec<Shape>>> {
+        let groups = self.groups.iter();
+        let groups = groups.map(|group| Group::<O>::plan(group.policy(), &self.setting, layouts));
+        let uncond = self.engine.uncond;
+        let guidance = self.guidance.iter();
+        let guidance = guidance.map(|guidance| guidance.policy().plan(layouts, uncond));
+        groups.chain(guidance).collect()
+    }
+
+    /// Bytes asked of the allocator for tensors like these.
+    pub fn memory_needed(&self, layouts: &[Layout]) -> Result<u64> {
+        bytes_of(&self.plan(layouts)?.concat())
+    }
+
+    fn reserve(&mut self, layouts: &[Layout]) -> Result<()> {
+        let plan = self.plan(layouts)?;
+        let needed = bytes_of(&plan.concat())?;
         let budget = self.memory.budget();
         if needed > budget {
-            self.groups.iter_mut().for_each(Group::free);
+            self.free();
             bail!(Memory, "memory_budget is {budget} bytes, this run needs {needed}");
         }
         // What an earlier run of other shapes left behind must not count against this one.
         if self.memory.held() != needed {
-            self.groups.iter_mut().for_each(Group::free);
+            self.free();
         }
         let kept = self.memory.held() > 0;
-        match self.reserve_groups(shapes) {
-            Err(_) if kept => self.reserve_groups(shapes),
+        match self.reserve_planned(&plan) {
+            Err(_) if kept => self.reserve_planned(&plan),
             reserved => reserved,
         }
     }
 
     /// Takes all or nothing.
-    fn reserve_groups(&mut self, shapes: &[Vec<(u32, Shape)>]) -> Result<()> {
-        let (ops, setting) = (&mut self.ops, &self.setting);
-        let reserved =
-            self.groups.iter_mut().try_for_each(|group| group.reserve(ops, setting, shapes));
-        reserved.inspect_err(|_| self.groups.iter_mut().for_each(Group::free))
+    fn reserve_planned(&mut self, plan: &[Vec<Shape>]) -> Result<()> {
+        let ops = &mut self.ops;
+        let (of_groups, of_guidance) = plan.split_at(self.groups.len());
+        let mut groups = self.groups.iter_mut().zip(of_groups);
+        let mut guidance = self.guidance.iter_mut().zip(of_guidance);
+        let reserved = groups
+            .try_for_each(|(group, shapes)| group.reserve(ops, shapes))
+            .and_then(|()| guidance.try_for_each(|(guide, shapes)| guide.reserve(ops, shapes)));
+        reserved.inspect_err(|_| self.free())
+    }
+
+    fn free(&mut self) {
+        self.groups.iter_mut().for_each(Group::free);
+        self.guidance.iter_mut().for_each(Guidance::free);
     }
 
     /// Ends the run and says how it went.
@@ -238,6 +315,14 @@ impl<O: Ops> Cache<O> {
         let observed = self.observed().clone();
         let Stats { passes, passes_skipped, passes_skippable, threshold, .. } = observed.stats;
         let label = &self.engine.label;
+        let Stats { uncond_computed, uncond_skipped, .. } = observed.stats;
+        if uncond_computed + uncond_skipped > 0 {
+            log::log(Level::Info, label, || {
+                format!(
+                    "unconditional branch: {uncond_skipped} skipped, {uncond_computed} computed"
+                )
+            });
+        }
         if passes == 0 || self.groups.is_empty() {
             return;
         }
@@ -279,7 +364,7 @@ impl<O: Ops> Cache<O> {
             bail!(State, "trim inside a pass: end_pass comes first");
         }
         self.memory.set_stream(stream);
-        self.groups.iter_mut().for_each(Group::free);
+        self.free();
         self.refresh_memory();
         Ok(())
     }
@@ -315,6 +400,7 @@ impl<O: Ops> Cache<O> {
                 // The weights have changed all the same.
                 let n = self.engine.n_branches;
                 self.groups.iter_mut().for_each(|group| (0..n).for_each(|b| group.forget(b)));
+                self.guidance.iter_mut().for_each(Guidance::forget);
             }
             checked?;
             self.open_groups(info, &mut pass)
@@ -369,10 +455,13 @@ impl<O: Ops> Cache<O> {
     }
 
     fn open_groups(&mut self, info: PassInfo, pass: &mut OpenPass) -> Result<()> {
+        let needs_timestep = self.needs_timestep();
         let Some(run) = &mut self.run else { return Ok(()) };
         self.memory.set_stream(info.stream);
-        let timestep = (info.flags & flag::TIMESTEP != 0).then_some(info.timestep);
-        let about = run.pass(info.step, info.flags, timestep);
+        if info.flags & flag::FORGET != 0 {
+            self.guidance.iter_mut().for_each(Guidance::forget);
+        }
+        let about = about(run, self.guidance.as_ref(), &self.engine, &info);
         (pass.timestep, pass.before) = (about.timestep, run.last);
         let repeated = info.branches.iter().find(|b| run.last[**b] >= Some(info.step));
         let order = match repeated {
@@ -386,25 +475,36 @@ impl<O: Ops> Cache<O> {
         if order.is_ok() {
             info.branches.iter().for_each(|branch| run.last[*branch] = Some(info.step));
         }
+        let timed = if about.timestep.is_none() && needs_timestep {
+            let step = info.step;
+            Err(Error::Arg(format!(
+                "pass->timestep: step {step} has none, neither with DC_PASS_TIMESTEP nor in the \
+                 run's list, which windows and mlp.at need"
+            )))
+        } else {
+            Ok(())
+        };
         let failed = run.failed.clone().map_or(Ok(()), Err);
         for group in &mut self.groups {
             if info.flags & flag::FORGET != 0 {
                 info.branches.iter().for_each(|branch| group.forget(*branch));
             }
             group.begin(about, &info.branches, info.flags & flag::COMPUTE != 0);
-            if failed.is_err() {
-                group.veto(Reason::Memory);
+            if let Err(error) = &failed {
+                group.veto(reason_of(error));
+            } else if timed.is_err() {
+                group.veto(Reason::Timestep);
             }
         }
         pass.members = info.branches;
-        order.and(failed)
+        order.and(failed).and(timed)
     }
 
     /// `read` gives the tensors of the call; it is asked only where they matter.
     pub fn before_block(
         &mut self,
         unit: u32,
-        read: impl FnOnce() -> Result<(Given, Option<Given>)>,
+        read: impl Fn() -> Result<(Given, Option<Given>)>,
     ) -> (Action, Result<()>) {
         let Some(mut pass) = self.pass.take() else {
             let text = format!("before_block({unit}) outside begin_pass and end_pass");
@@ -412,7 +512,7 @@ impl<O: Ops> Cache<O> {
         };
         let (action, result) = match self.group_of(unit) {
             Some(index) if unit == MODEL => self.enter(index, &pass, unit, read),
-            Some(index) => self.before_stack_block(index, &mut pass, unit, read),
+            Some(index) => self.before_one_block(index, &mut pass, unit, read),
             None => (Action::Compute, Ok(())),
         };
         let result = self.noted(&mut pass, result);
@@ -420,17 +520,18 @@ impl<O: Ops> Cache<O> {
         (action, result)
     }
 
-    fn before_stack_block(
+    fn before_one_block(
         &mut self,
         index: usize,
         pass: &mut OpenPass,
         block: u32,
-        read: impl FnOnce() -> Result<(Given, Option<Given>)>,
+        read: impl Fn() -> Result<(Given, Option<Given>)>,
     ) -> (Action, Result<()>) {
         let Some((front, end)) = self.span(index) else {
             return (Action::Compute, Ok(()));
         };
-        let filled = self.groups[index].is_filled();
+        let single = self.groups[index].policy().scope.is_single();
+        let filled = single && self.groups[index].is_filled();
         let n_blocks = self.engine.n_blocks;
         let last = pass.asked;
         let legal = if block >= n_blocks {
@@ -449,10 +550,14 @@ impl<O: Ops> Cache<O> {
             let skip = filled && inside;
             return (if skip { Action::Skip } else { Action::Compute }, Err(error));
         }
-        if block >= end {
-            return (Action::Compute, self.leave_late(index, pass, read));
+        if !single || block >= end {
+            // Unless `after_block` showed what left the last one, this is it.
+            let late = self.leave_late(index, pass, &read);
+            if late.is_err() || block >= end {
+                return (Action::Compute, late);
+            }
         }
-        if block >= front && !self.groups[index].is_reached() {
+        if block >= front && !(single && self.groups[index].is_reached()) {
             return self.enter(index, pass, block, read);
         }
         if block >= front {
@@ -471,32 +576,32 @@ impl<O: Ops> Cache<O> {
         (Action::Compute, result)
     }
 
-    /// A back block is reached. Unless `after_block` of the last block before them showed what left
-    /// it, this is it.
+    /// What a block is given has left the blocks before it.
     fn leave_late(
         &mut self,
         index: usize,
         pass: &OpenPass,
-        read: impl FnOnce() -> Result<(Given, Option<Given>)>,
+        read: impl Fn() -> Result<(Given, Option<Given>)>,
     ) -> Result<()> {
         let group = &mut self.groups[index];
-        if !group.is_open() {
+        let Some(number) = group.open_site() else {
             return Ok(());
-        }
+        };
         let rows = rows(&read()?.0, pass.members.len())?;
-        group.leave(&mut self.ops, &rows)
+        group.leave(&mut self.ops, Place { number, entry: number as u32 }, &rows)
     }
 
-    /// The part that may be skipped begins here.
+    /// A block or the model that may be skipped, or a stack of blocks, begins here.
     fn enter(
         &mut self,
         index: usize,
         pass: &OpenPass,
         unit: u32,
-        read: impl FnOnce() -> Result<(Given, Option<Given>)>,
+        read: impl Fn() -> Result<(Given, Option<Given>)>,
     ) -> (Action, Result<()>) {
         let group = &mut self.groups[index];
-        if group.is_reached() {
+        let place = group.place(unit);
+        if group.is_reached_at(place) {
             let text = "before_block(DC_MODEL) a second time in one pass".to_owned();
             let action = if group.is_filled() { Action::Skip } else { Action::Compute };
             return (action, Err(Error::State(text)));
@@ -513,14 +618,16 @@ impl<O: Ops> Cache<O> {
         let mut reduce = reduce.as_mut().map(|r| r as _);
         let entered = given.and_then(|(input, out)| {
             // Unless `after_block` of the last front block showed what left it, this is it.
-            group.front(&mut self.ops, &input)?;
-            group.enter(&mut self.ops, unit, &input, &out, reduce.take())
+            if !group.is_reached() {
+                group.front(&mut self.ops, &input)?;
+            }
+            group.enter(&mut self.ops, place, &input, &out, reduce.take())
         });
         match entered {
             Ok(action) => (action, Ok(())),
             Err(error) => {
                 group.veto(reason_of(&error));
-                group.pass_by();
+                group.pass_by(place);
                 // Whatever failed here, the other ranks wait for this one's vote.
                 let voted = group.settle(&mut self.ops, reduce).map(drop);
                 (Action::Compute, Err::<(), _>(error).and(voted))
@@ -528,7 +635,7 @@ impl<O: Ops> Cache<O> {
         }
     }
 
-    pub fn after_block(&mut self, unit: u32, read: impl FnOnce() -> Result<Given>) -> Result<()> {
+    pub fn after_block(&mut self, unit: u32, read: impl Fn() -> Result<Given>) -> Result<()> {
         let Some(mut pass) = self.pass.take() else {
             bail!(State, "after_block({unit}) outside begin_pass and end_pass");
         };
@@ -546,7 +653,7 @@ impl<O: Ops> Cache<O> {
         index: usize,
         pass: &mut OpenPass,
         unit: u32,
-        read: impl FnOnce() -> Result<Given>,
+        read: impl Fn() -> Result<Given>,
     ) -> Result<()> {
         let (front, end) = self.span(index).unwrap_or((unit, unit));
         let group = &mut self.groups[index];
@@ -555,22 +662,22 @@ impl<O: Ops> Cache<O> {
             let n = self.engine.n_blocks;
             bail!(Arg, "block is {unit}, allowed is below n_blocks, {n}");
         }
-        if group.is_filled() && (model || (front..end).contains(&unit)) {
+        let place = group.place(unit);
+        let inside = model || (front..end).contains(&unit);
+        if inside && group.is_filled_at(place) {
             let text = format!("block {unit} was answered SKIP and ran: its result counts twice");
             pass.discard.get_or_insert(text.clone());
             bail!(Discard, "{text}");
         }
-        let leaves = model || unit + 1 == end;
-        if leaves && group.is_open() {
+        let single = group.policy().scope.is_single();
+        let leaves = model || unit + 1 == end || (inside && !single);
+        if leaves && group.is_open_at(place) {
             let rows = rows(&read()?, pass.members.len())?;
-            group.leave(&mut self.ops, &rows)
-        } else if (model || (front..end).contains(&unit)) && !group.is_reached() {
-            group.pass_by();
-            bail!(
-                State,
-                "after_block({unit}) before before_block({})",
-                if model { unit } else { front }
-            )
+            group.leave(&mut self.ops, place, &rows)
+        } else if inside && !group.is_reached_at(place) {
+            group.pass_by(place);
+            let first = if model || !single { unit } else { front };
+            bail!(State, "after_block({unit}) before before_block({first})")
         } else if !model && unit + 1 == front {
             let rows = rows(&read()?, pass.members.len())?;
             group.front(&mut self.ops, &rows)
@@ -579,45 +686,294 @@ impl<O: Ops> Cache<O> {
         }
     }
 
+    // ---- layers ----
+
+    /// `read` gives what the layer writes.
+    pub fn before_layer(
+        &mut self,
+        layer: u32,
+        kind: Kind,
+        read: impl Fn() -> Result<Given>,
+    ) -> (Action, Result<()>) {
+        let Some(mut pass) = self.pass.take() else {
+            let text = format!("before_layer({layer}) outside begin_pass and end_pass");
+            return (Action::Compute, Err(Error::State(text)));
+        };
+        let (action, result) = match self.check_layer(layer, kind) {
+            Ok(()) => self.enter_layer(&pass, layer, kind, read),
+            Err(error) => (Action::Compute, Err(error)),
+        };
+        let result = self.noted(&mut pass, result);
+        self.pass = Some(pass);
+        (action, result)
+    }
+
+    fn check_layer(&mut self, layer: u32, kind: Kind) -> Result<()> {
+        let n = self.engine.n_layers;
+        let Some(known) = self.kinds.get_mut(layer as usize) else {
+            bail!(Arg, "layer is {layer}, allowed is below n_layers, {n}");
+        };
+        match *known.get_or_insert(kind) {
+            known if known != kind => {
+                let (known, now) = (known.name(), kind.name());
+                bail!(Arg, "kind of layer {layer} is {now}, it was {known}: numbers are unique")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn enter_layer(
+        &mut self,
+        pass: &OpenPass,
+        layer: u32,
+        kind: Kind,
+        read: impl Fn() -> Result<Given>,
+    ) -> (Action, Result<()>) {
+        let Some(index) = self.group_of_kind(kind) else {
+            return (Action::Compute, Ok(()));
+        };
+        let place = self.groups[index].place(layer);
+        if !self.groups[index].takes(place) {
+            return (Action::Compute, Ok(()));
+        }
+        if self.groups[index].is_reached_at(place) {
+            let text = format!("before_layer({layer}) a second time in one pass");
+            return (Action::Compute, Err(Error::State(text)));
+        }
+        let out = read().and_then(|given| {
+            let out = rows(&given, pass.members.len())?;
+            check_out(&[], &out, false)?;
+            Ok(out)
+        });
+        let settled = self.settle_layers(pass, out.as_ref().err());
+        let group = &mut self.groups[index];
+        match out.and_then(|out| group.enter(&mut self.ops, place, &[], &out, None)) {
+            Ok(action) => (action, settled),
+            Err(error) => {
+                group.veto(reason_of(&error));
+                group.pass_by(place);
+                (Action::Compute, Err::<(), _>(error).and(settled))
+            }
+        }
+    }
+
+    /// The policies of all kinds decide at the first layer of a pass, whatever its kind, so that
+    /// ranks vote in the same order.
+    fn settle_layers(&mut self, pass: &OpenPass, error: Option<&Error>) -> Result<()> {
+        let mut settled = Ok(());
+        for group in &mut self.groups {
+            if matches!(group.policy().scope, Scope::Layers { .. }) && !group.is_settled() {
+                if let Some(error) = error {
+                    group.veto(reason_of(error));
+                }
+                let mut reduce = reducer(&self.engine, pass.stream);
+                let reduce = reduce.as_mut().map(|r| r as _);
+                settled = settled.and(group.settle(&mut self.ops, reduce).map(drop));
+            }
+        }
+        settled
+    }
+
+    pub fn after_layer(&mut self, layer: u32, read: impl Fn() -> Result<Given>) -> Result<()> {
+        let Some(mut pass) = self.pass.take() else {
+            bail!(State, "after_layer({layer}) outside begin_pass and end_pass");
+        };
+        let result = self.leave_layer(&pass, layer, read);
+        let result = self.noted(&mut pass, result);
+        self.pass = Some(pass);
+        result
+    }
+
+    fn leave_layer(
+        &mut self,
+        pass: &OpenPass,
+        layer: u32,
+        read: impl Fn() -> Result<Given>,
+    ) -> Result<()> {
+        let n = self.engine.n_layers;
+        let Some(kind) = self.kinds.get(layer as usize) else {
+            bail!(Arg, "layer is {layer}, allowed is below n_layers, {n}");
+        };
+        let Some(kind) = *kind else {
+            bail!(State, "after_layer({layer}) before before_layer({layer})");
+        };
+        let Some(index) = self.group_of_kind(kind) else {
+            return Ok(());
+        };
+        let group = &mut self.groups[index];
+        let place = group.place(layer);
+        if group.is_filled_at(place) {
+            // Harmless: the layer wrote over what had been filled in.
+            bail!(State, "layer {layer} was answered SKIP and ran");
+        }
+        if group.is_open_at(place) {
+            let rows = rows(&read()?, pass.members.len())?;
+            return group.leave(&mut self.ops, place, &rows);
+        }
+        if group.takes(place) && !group.is_reached_at(place) {
+            group.pass_by(place);
+            bail!(State, "after_layer({layer}) before before_layer({layer})");
+        }
+        Ok(())
+    }
+
+    // ---- guidance ----
+
+    /// Is the unconditional branch left out of this step? Then `uncond` holds its estimate.
+    pub fn before_uncond(
+        &mut self,
+        info: Result<PassInfo>,
+        read: impl Fn() -> Result<(Given, Given)>,
+    ) -> (Action, Result<()>) {
+        if self.guidance.is_none() {
+            return (Action::Compute, Ok(()));
+        }
+        let asked = self.guided(info).and_then(|(about, flags)| {
+            let (cond, uncond) = read()?;
+            let (cond, uncond) = (prediction(&cond)?, prediction(&uncond)?);
+            let Some(guidance) = &mut self.guidance else {
+                return Ok((about, Action::Compute, Reason::None));
+            };
+            let compute = flags & flag::COMPUTE != 0;
+            let (action, reason) =
+                guidance.before(&mut self.ops, &about, compute, &cond, &uncond)?;
+            Ok((about, action, reason))
+        });
+        match asked {
+            Ok((about, action, reason)) => {
+                self.count_uncond(&about, action, reason);
+                (action, Ok(()))
+            }
+            Err(error) => (Action::Compute, self.failed_outside(error)),
+        }
+    }
+
+    /// Both predictions of a step in which the branch ran.
+    pub fn after_uncond(
+        &mut self,
+        info: Result<PassInfo>,
+        read: impl Fn() -> Result<(Given, Given)>,
+    ) -> Result<()> {
+        if self.guidance.is_none() {
+            return Ok(());
+        }
+        let taken = self.guided(info).and_then(|(about, _)| {
+            let (cond, uncond) = read()?;
+            let (cond, uncond) = (prediction(&cond)?, prediction(&uncond)?);
+            match &mut self.guidance {
+                Some(guidance) => guidance.after(&mut self.ops, &about, &cond, &uncond),
+                None => Ok(()),
+            }
+        });
+        self.refresh_memory();
+        taken.or_else(|error| self.failed_outside(error))
+    }
+
+    /// The pass that guidance is asked about, checked; and its flags.
+    fn guided(&mut self, info: Result<PassInfo>) -> Result<(Pass, u32)> {
+        let info = info?;
+        self.check_pass(&info)?;
+        let uncond = self.engine.uncond;
+        if info.branches != [uncond] {
+            let branches = &info.branches;
+            bail!(
+                Arg,
+                "pass->branches is {branches:?}, it names the branch that may be left out, [{uncond}]"
+            );
+        }
+        let needs_timestep = self.guidance.as_ref().is_some_and(|g| g.policy().needs_timestep());
+        let Some(run) = &self.run else {
+            bail!(State, "before_uncond before begin_run");
+        };
+        run.failed.clone().map_or(Ok(()), Err)?;
+        let timestep = (info.flags & flag::TIMESTEP != 0).then_some(info.timestep);
+        let about = run.pass(info.step, info.flags, timestep);
+        if needs_timestep && about.timestep.is_none() {
+            let step = info.step;
+            bail!(Arg, "pass->timestep: step {step} has none, which guidance's windows need");
+        }
+        if info.flags & flag::FORGET != 0 {
+            self.guidance.iter_mut().for_each(Guidance::forget);
+        }
+        self.memory.set_stream(info.stream);
+        Ok((about, info.flags))
+    }
+
+    fn count_uncond(&self, about: &Pass, action: Action, reason: Reason) {
+        let mut observed = self.observed();
+        match action {
+            Action::Compute => observed.stats.uncond_computed += 1,
+            Action::Skip => observed.stats.uncond_skipped += 1,
+        }
+        observed.trace.push(Record {
+            step: about.step,
+            branch: self.engine.uncond as u32,
+            unit: UNCOND,
+            action,
+            reason,
+            timestep: about.timestep.unwrap_or(f32::NAN),
+            change: f64::NAN,
+            accumulated: f64::NAN,
+            threshold: f64::NAN,
+        });
+    }
+
+    /// An error that no end of a pass will report.
+    fn failed_outside(&self, error: Error) -> Result<()> {
+        log::log(Level::Debug, &self.engine.label, || format!("guidance: {error}"));
+        let stats = &mut self.observed().stats;
+        stats.errors += 1;
+        stats.first_error.get_or_insert_with(|| error.clone());
+        Err(error)
+    }
+
+    // ---- the end of a pass ----
+
     /// Closes the pass. An error means that the cache did not work and the output is right, unless
     /// it is [`Error::Discard`].
     pub fn end_pass(&mut self) -> Result<()> {
         let Some(mut pass) = self.pass.take() else {
             bail!(State, "end_pass without begin_pass");
         };
-        let mut skipped = false;
-        let mut skippable = false;
+        let mut tally = Tally::default();
         let mut records = Vec::new();
         for index in 0..self.groups.len() {
             let group = &mut self.groups[index];
+            let scope = group.policy().scope;
+            let layers = matches!(scope, Scope::Layers { .. });
             if pass.error.is_none() {
-                if !group.is_reached() {
-                    let unit = unit_of(group.policy().scope);
+                if !group.is_reached() && !layers {
                     pass.note(Error::State(format!(
                         "the pass ended before before_block({}) was called",
-                        name_of(unit)
+                        name_of(unit_of(scope))
                     )));
                     group.veto(Reason::Error);
-                } else if group.is_open() {
-                    let unit = group.policy().scope;
+                } else if let Some(open) = group.open_site() {
+                    let call = match scope {
+                        Scope::Layers { .. } => format!("after_layer({open})"),
+                        Scope::Blocks { .. } => format!("after_block({open})"),
+                        _ => format!("after_block({})", last_of(scope, self.engine.n_blocks)),
+                    };
                     pass.note(Error::State(format!(
-                        "the pass ended before after_block({}) was called: nothing was learned",
-                        last_of(unit, self.engine.n_blocks)
+                        "the pass ended before {call} was called: nothing was learned"
                     )));
                 }
             }
-            let filled = group.is_filled();
+            let (filled, reached) = (group.is_filled(), group.is_reached());
+            let discarded = pass.discard.is_some();
+            if !discarded {
+                tally.add(scope, self.engine.n_blocks, group.count());
+            }
             let mut reduce = reducer(&self.engine, pass.stream);
             let reduce = reduce.as_mut().map(|r| r as _);
-            let discarded = pass.discard.is_some();
             let (decision, settled) = group.end(&mut self.ops, discarded, reduce);
             if let Err(error) = settled {
                 pass.note(error);
             }
-            skipped |= filled && !discarded;
-            let Some(decision) = decision else { continue };
-            let forced = [Reason::WarmUp, Reason::Last, Reason::Engine, Reason::NoHistory];
-            skippable |= filled || !forced.contains(&decision.reason);
+            // A model may be without layers of some kind.
+            let Some(decision) = decision.filter(|_| reached || !layers) else { continue };
+            tally.skipped |= filled && !discarded;
+            tally.skippable |= filled || !is_forced(decision.reason);
             for member in &pass.members {
                 let policy = group.policy();
                 records.push(Record {
@@ -645,24 +1001,20 @@ impl<O: Ops> Cache<O> {
             (None, Some(error)) => Err(error),
             (None, None) => Ok(()),
         };
-        self.count_pass(&result, skipped, skippable, &records);
+        self.count_pass(&result, &tally, &records);
         result
     }
 
-    fn count_pass(&self, result: &Result<()>, skipped: bool, skippable: bool, new: &[Record]) {
-        let n_blocks = u64::from(self.engine.n_blocks);
-        let span = self.groups.first().map_or(0, |group| match group.policy().scope {
-            Scope::Stack { front, back } => n_blocks - u64::from(front) - u64::from(back),
-            Scope::Model => n_blocks,
-        });
-        let left_out = if skipped { span } else { 0 };
+    fn count_pass(&self, result: &Result<()>, tally: &Tally, new: &[Record]) {
         let mut observed = self.observed();
         let stats = &mut observed.stats;
         stats.passes += 1;
-        stats.passes_skipped += u64::from(skipped);
-        stats.passes_skippable += u64::from(skippable);
-        stats.blocks_skipped += left_out;
-        stats.blocks_computed += n_blocks - left_out;
+        stats.passes_skipped += u64::from(tally.skipped);
+        stats.passes_skippable += u64::from(tally.skippable);
+        stats.blocks_skipped += tally.blocks;
+        stats.blocks_computed += u64::from(self.engine.n_blocks) - tally.blocks;
+        stats.layers_skipped += tally.layers_skipped;
+        stats.layers_computed += tally.layers_computed;
         if let Err(error) = result {
             stats.errors += 1;
             stats.discarded += u64::from(matches!(error, Error::Discard(_)));
@@ -692,6 +1044,7 @@ impl<O: Ops> Cache<O> {
     pub fn spoil_pass(&mut self, error: Error) {
         self.groups.iter_mut().for_each(Group::cancel);
         self.groups.clear();
+        self.guidance = None;
         let observed = &mut self.observed().stats;
         observed.errors += 1;
         observed.first_error.get_or_insert(error);
@@ -700,7 +1053,8 @@ impl<O: Ops> Cache<O> {
     /// Is the result of the skipped part in place? Then this is the part.
     pub fn filled_span(&self) -> Option<(u32, u32)> {
         self.pass.as_ref()?;
-        let index = self.groups.iter().position(Group::is_filled)?;
+        let filled = |group: &Group<O>| group.policy().scope.is_single() && group.is_filled();
+        let index = self.groups.iter().position(filled)?;
         Some(self.span(index).unwrap_or((MODEL, MODEL)))
     }
 
@@ -712,17 +1066,34 @@ impl<O: Ops> Cache<O> {
         let Some(pass) = &self.pass else {
             bail!(State, "decide outside begin_pass and end_pass");
         };
-        let mut reduce = reducer(&self.engine, pass.stream);
-        let reduce = reduce.as_mut().map(|r| r as _);
-        let Some(group) = self.groups.first_mut() else {
-            return Ok(Some(Action::Compute));
-        };
-        let settled = match wish {
-            None if group.awaits_front() => return Ok(None),
-            None => group.settle(&mut self.ops, reduce),
-            Some(wish) => group.overrule(&mut self.ops, wish, reduce),
-        };
-        settled.map(Some).or_else(|error| self.fail(error))
+        if wish.is_none() && self.groups.iter().any(Group::awaits_front) {
+            return Ok(None);
+        }
+        let stream = pass.stream;
+        let (mut answer, mut settled) = (None, Ok(()));
+        // Kinds of layers that the model turns out not to have do not matter.
+        let seen = self.groups.iter().any(Group::has_sites);
+        for group in &mut self.groups {
+            let mut reduce = reducer(&self.engine, stream);
+            let reduce = reduce.as_mut().map(|r| r as _);
+            let action = match wish {
+                None => group.settle(&mut self.ops, reduce),
+                Some(wish) => group.overrule(&mut self.ops, wish, reduce),
+            };
+            match action {
+                Ok(_) if seen && !group.has_sites() => {}
+                Ok(action) => match answer {
+                    None => answer = Some(Some(action)),
+                    Some(other) if other != Some(action) => answer = Some(None),
+                    Some(_) => {}
+                },
+                Err(error) => settled = settled.and(Err(error)),
+            }
+        }
+        match settled {
+            Ok(()) => Ok(answer.unwrap_or(Some(Action::Compute))),
+            Err(error) => self.fail(error),
+        }
     }
 
     /// The open pass computes, and its end will say why.
@@ -736,17 +1107,30 @@ impl<O: Ops> Cache<O> {
 
     /// What `unit` of the open pass, or of a coming one, will be answered, if that is certain.
     pub fn peek(&mut self, info: Option<PassInfo>, unit: u32) -> Result<Option<Action>> {
-        if unit != MODEL && unit >= self.engine.n_blocks {
-            let n = self.engine.n_blocks;
-            bail!(Arg, "unit is {unit}, allowed is a block below n_blocks, {n}, or DC_MODEL");
-        }
+        self.check_unit(unit)?;
         let Some(run) = &self.run else {
             bail!(State, "peek before begin_run");
         };
         if let Some(info) = &info {
             self.check_pass(info)?;
+        } else if self.pass.is_none() {
+            bail!(State, "peek at the open pass, but none is open");
         }
-        let Some(index) = self.group_of(unit) else {
+        if run.failed.is_some() {
+            return Ok(Some(Action::Compute));
+        }
+        if unit == UNCOND {
+            return self.peek_uncond(info);
+        }
+        let index = match layer_of(unit) {
+            None => self.group_of(unit),
+            Some(layer) => match self.kinds[layer as usize] {
+                Some(kind) => self.group_of_kind(kind),
+                // Nobody has told yet what it is.
+                None => return self.peek_unknown(info),
+            },
+        };
+        let Some(index) = index else {
             return Ok(Some(Action::Compute));
         };
         if let Some((front, end)) = self.span(index)
@@ -755,17 +1139,14 @@ impl<O: Ops> Cache<O> {
             return Ok(Some(Action::Compute));
         }
         let group = &mut self.groups[index];
-        let Some(info) = info else {
-            if self.pass.is_none() {
-                bail!(State, "peek at the open pass, but none is open");
-            }
-            return Ok(group.peek_open(&mut self.ops));
+        let place = match group.policy().scope {
+            // The whole span is one value.
+            Scope::Stack { front, .. } => group.place(front),
+            _ => group.place(layer_of(unit).unwrap_or(unit)),
         };
-        if run.failed.is_some() {
-            return Ok(Some(Action::Compute));
-        }
-        let timestep = (info.flags & flag::TIMESTEP != 0).then_some(info.timestep);
-        let pass = run.pass(info.step, info.flags, timestep);
+        let Some(info) = info else {
+            return Ok(group.peek_open(&mut self.ops, place));
+        };
         let next = info
             .branches
             .iter()
@@ -777,23 +1158,89 @@ impl<O: Ops> Cache<O> {
         if info.flags & (flag::FORGET | flag::COMPUTE) != 0 {
             return Ok(Some(Action::Compute));
         }
-        let at = |step| run.pass(step, 0, None);
-        Ok(group.peek(&mut self.ops, pass, &info.branches, next, at))
+        let guidance = self.guidance.as_ref();
+        let pass = about(run, guidance, &self.engine, &info);
+        let mut forecast = guidance.map(|guidance| guidance.forecast(run.first_step));
+        let reduced = !info.branches.contains(&self.engine.uncond);
+        let at = |step| {
+            let passes = |step| run.pass(step, 0, None);
+            let left_out = forecast.as_mut().and_then(|forecast| forecast.at(step, passes));
+            let cond_only = if reduced { left_out.map(is_skip) } else { Some(false) };
+            Pass { cond_only, ..passes(step) }
+        };
+        Ok(group.peek(&mut self.ops, place, pass, &info.branches, next, at))
+    }
+
+    fn check_unit(&self, unit: u32) -> Result<()> {
+        let (n_blocks, n_layers) = (self.engine.n_blocks, self.engine.n_layers);
+        match layer_of(unit) {
+            Some(layer) if layer >= n_layers => {
+                bail!(Arg, "unit is layer {layer}, allowed is below n_layers, {n_layers}")
+            }
+            None if unit != MODEL && unit != UNCOND && unit >= n_blocks => bail!(
+                Arg,
+                "unit is {unit}, allowed is a block below n_blocks, {n_blocks}, DC_LAYER(...), \
+                 DC_UNCOND or DC_MODEL"
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    fn peek_uncond(&self, info: Option<PassInfo>) -> Result<Option<Action>> {
+        let (Some(guidance), Some(run)) = (&self.guidance, &self.run) else {
+            return Ok(Some(Action::Compute));
+        };
+        let (step, flags, timestep) = match (&info, &self.pass) {
+            (Some(info), _) => (info.step, info.flags, Some(info.timestep)),
+            (None, Some(pass)) => (pass.step, 0, pass.timestep),
+            (None, None) => return Ok(Some(Action::Compute)),
+        };
+        if flags & (flag::FORGET | flag::COMPUTE) != 0 {
+            return Ok(Some(Action::Compute));
+        }
+        let told = timestep.filter(|_| info.is_none() || flags & flag::TIMESTEP != 0);
+        let at = |other| match other == step {
+            true => run.pass(other, flags, told),
+            false => run.pass(other, 0, None),
+        };
+        Ok(guidance.forecast(run.first_step).at(step, at))
+    }
+
+    /// A layer that was never asked about: nothing is kept of it, so it computes when it comes.
+    fn peek_unknown(&self, info: Option<PassInfo>) -> Result<Option<Action>> {
+        let (Some(info), Some(run)) = (info, &self.run) else {
+            return Ok(Some(Action::Compute));
+        };
+        let next = |branch: &usize| run.last[*branch].map_or(run.first_step, |last| last + 1);
+        let first = info.branches.iter().any(|branch| info.step <= next(branch));
+        let none = !self.groups.iter().any(|g| matches!(g.policy().scope, Scope::Layers { .. }));
+        Ok((first || none).then_some(Action::Compute))
     }
 
     // ---- helpers ----
 
     /// The group that answers for a block or for the model.
     fn group_of(&self, unit: u32) -> Option<usize> {
-        let model = unit == MODEL;
-        self.groups.iter().position(|group| (group.policy().scope == Scope::Model) == model)
+        let answers = |group: &Group<O>| match group.policy().scope {
+            Scope::Model => unit == MODEL,
+            Scope::Stack { .. } | Scope::Blocks { .. } => unit != MODEL,
+            Scope::Layers { .. } => false,
+        };
+        self.groups.iter().position(answers)
     }
 
-    /// The blocks a group may leave out; `None` if it is for the whole model.
+    fn group_of_kind(&self, kind: Kind) -> Option<usize> {
+        let is_for = |scope| matches!(scope, Scope::Layers { kind: own, .. } if own == kind);
+        self.groups.iter().position(|group| is_for(group.policy().scope))
+    }
+
+    /// The blocks a group may leave out; `None` if it is not for blocks.
     fn span(&self, index: usize) -> Option<(u32, u32)> {
         match self.groups[index].policy().scope {
-            Scope::Stack { front, back } => Some((front, self.engine.n_blocks - back)),
-            Scope::Model => None,
+            Scope::Stack { front, back } | Scope::Blocks { front, back } => {
+                Some((front, self.engine.n_blocks - back))
+            }
+            Scope::Layers { .. } | Scope::Model => None,
         }
     }
 
@@ -822,7 +1269,10 @@ impl<O: Ops> Drop for Cache<O> {
 impl Engine {
     pub fn setting(&self, share: bool) -> Setting {
         Setting {
+            n_blocks: self.n_blocks,
             n_branches: self.n_branches,
+            uncond: self.uncond,
+            ranks: self.reduce.is_some(),
             max_stacked: self.max_stacked,
             measure: self.measure,
             keeps_input: self.keeps_input,
@@ -839,9 +1289,78 @@ fn reason_of(error: &Error) -> Reason {
     }
 }
 
+/// What a pass did.
+#[derive(Default)]
+struct Tally {
+    skipped: bool,
+    skippable: bool,
+    /// Blocks left out.
+    blocks: u64,
+    layers_skipped: u64,
+    layers_computed: u64,
+}
+
+impl Tally {
+    /// `filled` and other sites that a group reached.
+    fn add(&mut self, scope: Scope, n_blocks: u32, (filled, others): (u64, u64)) {
+        match scope {
+            Scope::Stack { front, back } => {
+                self.blocks += filled * u64::from(n_blocks - front - back)
+            }
+            Scope::Blocks { .. } => self.blocks += filled,
+            Scope::Model => self.blocks += filled * u64::from(n_blocks),
+            Scope::Layers { .. } => {
+                self.layers_skipped += filled;
+                self.layers_computed += others;
+            }
+        }
+    }
+}
+
+/// No data could have changed it.
+fn is_forced(reason: Reason) -> bool {
+    use Reason::*;
+    matches!(
+        reason,
+        WarmUp | Last | Engine | NoHistory | Interval | Window | Unlisted | Guidance | Timestep
+    )
+}
+
+fn is_skip(action: Action) -> bool {
+    action == Action::Skip
+}
+
+/// A pass as the rules see it.
+fn about<O: Ops>(
+    run: &OpenRun,
+    guidance: Option<&Guidance<O>>,
+    engine: &Engine,
+    info: &PassInfo,
+) -> Pass {
+    let timestep = (info.flags & flag::TIMESTEP != 0).then_some(info.timestep);
+    let pass = run.pass(info.step, info.flags, timestep);
+    let left_out = |guidance: &Guidance<O>| {
+        let at = |step| if step == info.step { pass } else { run.pass(step, 0, None) };
+        guidance.forecast(run.first_step).at(info.step, at).map(is_skip)
+    };
+    let cond_only = match info.branches.contains(&engine.uncond) {
+        true => Some(false),
+        false => guidance.and_then(left_out),
+    };
+    Pass { cond_only, ..pass }
+}
+
+/// The layer a unit names.
+fn layer_of(unit: u32) -> Option<u32> {
+    let layer = unit & !LAYER;
+    (unit & LAYER != 0 && layer < MAX_LAYERS).then_some(layer)
+}
+
+/// What stands for all values of a scope: its first block, or its kind of layer.
 fn unit_of(scope: Scope) -> u32 {
     match scope {
-        Scope::Stack { front, .. } => front,
+        Scope::Stack { front, .. } | Scope::Blocks { front, .. } => front,
+        Scope::Layers { kind, .. } => KIND | kind as u32,
         Scope::Model => MODEL,
     }
 }
@@ -853,8 +1372,18 @@ fn name_of(unit: u32) -> String {
 fn last_of(scope: Scope, n_blocks: u32) -> String {
     match scope {
         Scope::Stack { back, .. } => (n_blocks - back - 1).to_string(),
-        Scope::Model => name_of(MODEL),
+        _ => name_of(MODEL),
     }
+}
+
+/// A branch's prediction: the one tensor given.
+fn prediction(given: &Given) -> Result<Prediction> {
+    let Some(tensor) = &given.tensors[0] else {
+        bail!(Arg, "no tensor is given");
+    };
+    // The engine's tensors are valid while the call lasts.
+    let view = unsafe { tensor.rows(0, 1) };
+    Ok(Prediction { view, plane: tensor.plane() })
 }
 
 /// The engine's agreement between ranks, as a group calls it.
@@ -900,11 +1429,13 @@ fn check_out(input: &[Rows], out: &[Rows], residual: bool) -> Result<()> {
     let views = |rows: &[Rows]| -> Vec<View> {
         rows.iter().flat_map(|rows| rows.iter().map(|(view, _)| view).collect::<Vec<_>>()).collect()
     };
+    for (k, (written, _)) in out.iter().flat_map(|out| out.iter().enumerate()) {
+        if !written.is_injective() {
+            bail!(Arg, "out tensor {k} has elements that share a place (a stride of 0?)");
+        }
+    }
     for (input, out) in input.iter().zip(out) {
         for (k, (written, id)) in out.iter().enumerate() {
-            if !written.is_injective() {
-                bail!(Arg, "out tensor {k} has elements that share a place (a stride of 0?)");
-            }
             let own = input.find(k, id);
             if residual && own.is_none() {
                 bail!(Arg, "out tensor {k} (id {id}) has no counterpart among the input tensors");

@@ -11,60 +11,8 @@
 use crate::error::{Result, bail};
 use crate::history::Rows;
 use crate::ops::{Buffer, Comparison, Ops, Shape, View};
+use crate::pool::Pool;
 use std::collections::BTreeMap;
-
-/// Buffers that wait to be used again, found by their exact shape.
-pub struct Pool<O: Ops>(Vec<(Shape, O::Buffer)>);
-
-impl<O: Ops> Default for Pool<O> {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
-
-impl<T> Track<T> {
-    /// By its id, else by its position.
-    fn is<U>(&self, other: &Track<U>) -> bool {
-        self.id == other.id && (self.id != 0 || self.index == other.index)
-    }
-}
-
-impl<O: Ops> Pool<O> {
-    pub fn take(&mut self, ops: &mut O, shape: Shape) -> Result<O::Buffer> {
-        match self.0.iter().position(|(other, _)| *other == shape) {
-            Some(index) => Ok(self.0.swap_remove(index).1),
-            None => ops.alloc(shape),
-        }
-    }
-
-    /// Gives back what is of none of these shapes.
-    pub fn keep_only(&mut self, shapes: &[Shape]) {
-        self.0.retain(|(shape, _)| shapes.contains(shape));
-    }
-
-    pub fn give(&mut self, buffer: O::Buffer) {
-        self.0.push((buffer.view().shape(), buffer));
-    }
-
-    /// Gives the memory back; true if there was any.
-    pub fn free(&mut self) -> bool {
-        !std::mem::take(&mut self.0).is_empty()
-    }
-
-    /// Holds exactly these buffers afterwards.
-    pub fn reserve(&mut self, ops: &mut O, shapes: &[Shape]) -> Result<()> {
-        let mut missing = shapes.to_vec();
-        self.0.retain(|(shape, _)| {
-            let wanted = missing.iter().position(|other| other == shape);
-            wanted.map(|index| missing.swap_remove(index)).is_some()
-        });
-        for shape in missing {
-            let buffer = ops.alloc(shape)?;
-            self.0.push((shape, buffer));
-        }
-        Ok(())
-    }
-}
 
 /// A measured tensor of a branch, by its position and id before the first block.
 struct Track<T> {
@@ -72,6 +20,13 @@ struct Track<T> {
     id: u32,
     shape: Shape,
     value: T,
+}
+
+impl<T> Track<T> {
+    /// By its id, else by its position.
+    fn is<U>(&self, other: &Track<U>) -> bool {
+        self.id == other.id && (self.id != 0 || self.index == other.index)
+    }
 }
 
 /// What stands between `input` and `commit`; a few at a time, so their size does not matter.

@@ -1,34 +1,41 @@
 //! One policy at work: it decides once a pass, for all branches stacked in it, and fills or keeps
-//! the value of its site.
+//! the value of each of its sites: one for a stack or a model, else one for each block or layer.
 //!
 //! ```text
-//! begin  (input front)?  settle?  enter  leave?  end
+//! begin  (input front)?  settle?  (enter leave?)*  end
 //! ```
 //!
 //! Rules hear of a pass in `end` only, so a cancelled pass leaves nothing behind but emptied
-//! histories.
+//! histories. A site where the decision cannot be carried out, because nothing is kept there yet,
+//! computes by itself.
 mod foresight;
 mod memory;
 
+pub use memory::{Layout, Unit, bytes_of, rows_of};
+
 use crate::error::{Error, Result, bail};
-use crate::gauge::{Gauge, Pool};
+use crate::estimator::Wanted;
+use crate::gauge::Gauge;
 use crate::history::{History, Rows};
 use crate::ops::{Dtype, Ops};
+use crate::pool::Pool;
 use crate::preset::Policy;
 use crate::rule::{self, Action, Change, Pass, Probe, Reason, Rule, Verdict};
-use crate::scope::Base;
+use crate::scope::{Base, Scope};
 
 pub struct Group<O: Ops> {
     policy: Policy,
-    share: bool,
+    setting: Setting,
     branches: Vec<Branch<O>>,
+    /// By their number: 0 for a stack or a model, else that of the block or layer.
+    sites: Vec<Site<O>>,
+    /// Sites that were ever reached.
+    n_sites: u32,
     gauge: Option<Gauge<O>>,
     pool: Pool<O>,
     /// Step whose first pass decided for the branches that follow in it.
     leader: Option<Leader>,
     turn: Option<Turn<O>>,
-    /// All memory of this run has been taken in advance.
-    planned: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -39,9 +46,15 @@ struct Leader {
     newest: Option<f64>,
 }
 
+/// A place whose value is kept; without histories until it is first reached.
+struct Site<O: Ops> {
+    /// Of each branch.
+    histories: Vec<History<O>>,
+    state: State<O>,
+}
+
 struct Branch<O: Ops> {
     rules: Vec<Box<dyn Rule>>,
-    history: History<O>,
     /// Step of its last pass.
     evaluated: Option<u32>,
     /// In lagged mode: the measurement of a pass whose first branch this is.
@@ -73,11 +86,13 @@ struct Turn<O: Ops> {
     restart: bool,
     measured: Option<Measured<O>>,
     decision: Option<Decision>,
-    site: Site<O>,
+    /// Some site was reached, or passed by.
+    reached: bool,
     voted: bool,
 }
 
-enum Site<O: Ops> {
+/// What the open pass did at a site.
+enum State<O: Ops> {
     NotReached,
     Filled,
     /// Its value is being computed; with the staged inputs of each member.
@@ -99,35 +114,45 @@ pub type Reduce<'a> = &'a mut dyn FnMut(&mut [f64]) -> Result<()>;
 /// Facts of the engine that a group depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
+    pub n_blocks: u32,
     pub n_branches: usize,
     pub max_stacked: usize,
     pub measure: u32,
     pub keeps_input: bool,
     pub share: bool,
+    /// The branch that guidance may leave out.
+    pub uncond: usize,
+    /// Ranks must agree, so no site computes by itself.
+    pub ranks: bool,
+}
+
+/// What a call concerns.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Of the site.
+    pub number: usize,
+    /// Block or layer that was asked about.
+    pub entry: u32,
 }
 
 impl<O: Ops> Group<O> {
     pub fn new(policy: Policy, setting: &Setting) -> Self {
         let Setting { measure, share, .. } = *setting;
-        let keeps_input = setting.keeps_input && policy.front() == 1;
+        let keeps_input = setting.keeps_input && policy.scope.front() == 1;
         let gauge = policy.probe().map(|Probe::FrontResidual { rounded }| {
             Gauge::new(measure, rounded, keeps_input, share)
         });
-        let branch = || Branch {
-            rules: policy.rules.clone(),
-            history: History::new(policy.keep, policy.estimator.capacity()),
-            evaluated: None,
-            last: None,
-        };
+        let branch = || Branch { rules: policy.rules.clone(), evaluated: None, last: None };
         let branches = (0..setting.n_branches).map(|_| branch()).collect();
         Self {
             branches,
+            sites: Vec::new(),
+            n_sites: 0,
             gauge,
             pool: Pool::default(),
             leader: None,
             turn: None,
-            planned: false,
-            share,
+            setting: *setting,
             policy,
         }
     }
@@ -147,9 +172,63 @@ impl<O: Ops> Group<O> {
             restart: false,
             measured: None,
             decision: None,
-            site: Site::NotReached,
+            reached: false,
             voted: false,
         });
+    }
+
+    /// The place of a block, a layer or the model, which this group is for.
+    pub fn place(&self, unit: u32) -> Place {
+        let number = if self.policy.scope.is_single() { 0 } else { unit as usize };
+        Place { number, entry: unit }
+    }
+
+    /// Is this one of the layers that the policy is for? A new one is, while there is room.
+    pub fn takes(&self, place: Place) -> bool {
+        match self.policy.scope {
+            Scope::Layers { first: Some(first), .. } => {
+                self.site(place).is_some() || self.n_sites < first
+            }
+            _ => true,
+        }
+    }
+
+    /// Its values are kept. Where only the conditional branches are ever skipped, the other is not.
+    fn keeps(&self, branch: usize) -> bool {
+        !(self.policy.cond_only && branch == self.setting.uncond)
+    }
+
+    /// If it was ever reached.
+    fn site(&self, place: Place) -> Option<&Site<O>> {
+        self.sites.get(place.number).filter(|site| !site.histories.is_empty())
+    }
+
+    fn site_mut(&mut self, place: Place) -> &mut Site<O> {
+        if self.sites.len() <= place.number {
+            let absent = || Site { histories: Vec::new(), state: State::NotReached };
+            self.sites.resize_with(place.number + 1, absent);
+        }
+        let site = &mut self.sites[place.number];
+        if site.histories.is_empty() {
+            let history = || History::new(self.policy.keep, &*self.policy.estimator);
+            site.histories = (0..self.branches.len()).map(|_| history()).collect();
+            self.n_sites += 1;
+        }
+        site
+    }
+
+    fn state(&self, place: Place) -> &State<O> {
+        self.site(place).map_or(&State::NotReached, |site| &site.state)
+    }
+
+    fn histories(&mut self) -> impl Iterator<Item = &mut History<O>> {
+        self.sites.iter_mut().flat_map(|site| &mut site.histories)
+    }
+
+    /// Step of the newest value of a branch.
+    fn newest(&self, branch: usize) -> Option<f64> {
+        let newest = self.sites.iter().filter_map(|site| site.histories.get(branch)?.newest());
+        newest.reduce(f64::max)
     }
 
     /// The pass computes because something failed in it; what it shows is not learned from.
@@ -169,27 +248,62 @@ impl<O: Ops> Group<O> {
         }
     }
 
-    /// The part that may be skipped was passed by: this pass neither fills it nor learns from it.
-    pub fn pass_by(&mut self) {
+    /// A value that may be skipped was passed by: this pass neither fills it nor learns from it.
+    pub fn pass_by(&mut self, place: Place) {
         self.land();
-        if let Some(turn) = &mut self.turn
-            && matches!(turn.site, Site::NotReached)
-        {
-            turn.site = Site::Left;
-            turn.take_back(turn.veto.unwrap_or(Reason::Error));
+        let single = self.policy.scope.is_single();
+        if self.turn.is_none() || self.is_reached_at(place) {
+            return;
+        }
+        self.site_mut(place).state = State::Left;
+        if let Some(turn) = &mut self.turn {
+            turn.reached = true;
+            if single {
+                turn.take_back(turn.veto.unwrap_or(Reason::Error));
+            }
         }
     }
 
+    /// Any site was filled.
     pub fn is_filled(&self) -> bool {
-        self.turn.as_ref().is_some_and(|turn| matches!(turn.site, Site::Filled))
+        self.sites.iter().any(|site| matches!(site.state, State::Filled))
+    }
+
+    pub fn is_filled_at(&self, place: Place) -> bool {
+        matches!(self.state(place), State::Filled)
+    }
+
+    pub fn is_settled(&self) -> bool {
+        self.turn.as_ref().is_none_or(|turn| turn.decision.is_some())
+    }
+
+    pub fn has_sites(&self) -> bool {
+        self.n_sites > 0
     }
 
     pub fn is_reached(&self) -> bool {
-        self.turn.as_ref().is_some_and(|turn| !matches!(turn.site, Site::NotReached))
+        self.turn.as_ref().is_some_and(|turn| turn.reached)
     }
 
-    pub fn is_open(&self) -> bool {
-        self.turn.as_ref().is_some_and(|turn| matches!(turn.site, Site::Open(_)))
+    pub fn is_reached_at(&self, place: Place) -> bool {
+        !matches!(self.state(place), State::NotReached)
+    }
+
+    pub fn is_open_at(&self, place: Place) -> bool {
+        matches!(self.state(place), State::Open(_))
+    }
+
+    /// A site whose value has not been reported.
+    pub fn open_site(&self) -> Option<usize> {
+        self.sites.iter().position(|site| matches!(site.state, State::Open(_)))
+    }
+
+    /// Sites that the open pass filled, and others that it reached.
+    pub fn count(&self) -> (u64, u64) {
+        let states = || self.sites.iter().map(|site| &site.state);
+        let filled = states().filter(|state| matches!(state, State::Filled)).count();
+        let idle = states().filter(|state| matches!(state, State::NotReached)).count();
+        (filled as u64, (self.sites.len() - idle - filled) as u64)
     }
 
     /// The action that the first pass of this step chose, if it decides for this one.
@@ -198,12 +312,12 @@ impl<O: Ops> Group<O> {
     }
 
     fn leader_of(&self, step: u32) -> Option<Leader> {
-        self.leader.filter(|leader| self.share && leader.step == step)
+        self.leader.filter(|leader| self.setting.share && leader.step == step)
     }
 
     /// Branches whose rules decide.
     fn deciding<'a>(&self, members: &'a [usize]) -> &'a [usize] {
-        if self.share { &members[..1] } else { members }
+        if self.setting.share { &members[..1] } else { members }
     }
 
     /// What the rules say before anything is measured; the same on every rank.
@@ -224,6 +338,7 @@ impl<O: Ops> Group<O> {
         for member in self.deciding(&turn.members) {
             match rule::decide(&self.branches[*member].rules, &turn.pass, metric) {
                 veto @ Verdict::Compute(_) => return veto,
+                Verdict::Unknown(reason) => return Verdict::Compute(reason),
                 Verdict::Measure => verdict = Verdict::Measure,
                 Verdict::Skip => {}
             }
@@ -246,7 +361,7 @@ impl<O: Ops> Group<O> {
         let checked = result.and_then(|()| self.gauge.as_ref().map_or(Ok(true), Gauge::check));
         if let Err(Error::Shape(_)) = &checked {
             self.restart();
-            rows.iter().for_each(|(branch, _)| self.reshape(*branch));
+            rows.iter().for_each(|(branch, _)| self.reshape_all(*branch));
         }
         checked.map(drop)
     }
@@ -292,7 +407,7 @@ impl<O: Ops> Group<O> {
                 && !self.policy.lagged
                 && self.foreseen(turn) == Verdict::Measure
                 && self.gauge.as_ref().is_some_and(|gauge| !gauge.is_complete())
-                && self.unusable(&turn.members, turn.pass.step).is_none()
+                && self.unusable(&turn.members, &turn.pass).is_none()
         })
     }
 
@@ -319,8 +434,7 @@ impl<O: Ops> Group<O> {
         wish: Action,
         reduce: Option<Reduce>,
     ) -> Result<Action> {
-        let Some(turn) = self.turn.as_mut().filter(|turn| matches!(turn.site, Site::NotReached))
-        else {
+        let Some(turn) = self.turn.as_mut().filter(|turn| !turn.reached) else {
             return self.settle(ops, None);
         };
         turn.wish = Some(wish);
@@ -328,8 +442,8 @@ impl<O: Ops> Group<O> {
             // The ranks have spoken: the engine answers for all of them.
             let metric = decision.metric;
             let vetoed = turn.veto.is_some() && decision.action == Action::Compute;
-            let (step, members) = (turn.pass.step, turn.members.clone());
-            let able = !vetoed && self.unusable(&members, step).is_none();
+            let (pass, members) = (turn.pass, turn.members.clone());
+            let able = !vetoed && self.unusable(&members, &pass).is_none();
             let action = if able { wish } else { Action::Compute };
             let reason = if action == wish { Reason::Engine } else { decision.reason };
             if let Some(turn) = &mut self.turn {
@@ -339,21 +453,49 @@ impl<O: Ops> Group<O> {
         self.settle(ops, reduce)
     }
 
-    /// Why nothing that these branches keep can stand in at this step.
-    fn unusable(&self, members: &[usize], step: u32) -> Option<Reason> {
+    /// Why nothing that these branches keep can stand in at this step: at no site, or, where ranks
+    /// must agree, at any of them.
+    fn unusable(&self, members: &[usize], pass: &Pass) -> Option<Reason> {
+        let mut reasons = self
+            .sites
+            .iter()
+            .filter(|site| !site.histories.is_empty())
+            .map(|site| self.unusable_at(site, members, pass));
+        if self.setting.ranks {
+            return reasons.find(Option::is_some).unwrap_or(match self.n_sites {
+                0 => Some(Reason::NoHistory),
+                _ => None,
+            });
+        }
+        let all = |worst: Option<Reason>, reason: Option<Reason>| match (worst, reason) {
+            (Some(Reason::Age), Some(_)) => Some(Reason::Age),
+            (Some(_), reason) => reason,
+            (None, _) => None,
+        };
+        reasons.fold(Some(Reason::NoHistory), all)
+    }
+
+    /// The same of one site.
+    fn unusable_at(&self, site: &Site<O>, members: &[usize], pass: &Pass) -> Option<Reason> {
         // Where one branch's change speaks for others, their values must be as new as its own.
-        let leader = self
-            .leader_of(step)
-            .map_or_else(|| self.branches[members[0]].history.newest(), |leader| leader.newest);
-        let needed = leader.filter(|_| self.share);
+        let led = || match self.leader_of(pass.step) {
+            Some(leader) => leader.newest,
+            None => self.newest(members[0]),
+        };
+        let leader = self.setting.share.then(led).flatten();
+        // A change is measured against the last computed pass: so must be what stands in.
+        let measured = self.gauge.is_some() && !self.policy.scope.is_single();
+        let now = f64::from(pass.position());
         members.iter().find_map(|member| {
-            let Some(newest) = self.branches[*member].history.newest() else {
+            let Some(newest) = site.histories[*member].newest() else {
                 return Some(Reason::NoHistory);
             };
             let max_age = self.policy.keep.max_age;
+            let newest_of = || measured.then(|| self.newest(*member)).flatten();
+            let needed = leader.or_else(newest_of);
             if needed.is_some_and(|needed| newest < needed) {
                 Some(Reason::NoHistory)
-            } else if max_age.is_some_and(|max| f64::from(step) - newest > f64::from(max)) {
+            } else if max_age.is_some_and(|max| now - newest > f64::from(max)) {
                 Some(Reason::Age)
             } else {
                 None
@@ -375,7 +517,7 @@ impl<O: Ops> Group<O> {
         }
         // From here on every rank comes by, with a vote against the skip or without.
         let step = turn.pass.step;
-        let unusable = self.unusable(&turn.members, step);
+        let unusable = self.unusable(&turn.members, &turn.pass);
         let wished = turn.wish.filter(|wish| *wish == Action::Compute).map(|_| Reason::Engine);
         let mut veto = turn.veto.or(wished).or(unusable);
         let measures = foreseen == Verdict::Measure && turn.wish.is_none();
@@ -404,7 +546,7 @@ impl<O: Ops> Group<O> {
             None => match self.judge(turn, metric) {
                 Verdict::Compute(reason) => decision(Action::Compute, reason),
                 Verdict::Skip => decision(Action::Skip, Reason::Rule),
-                Verdict::Measure => decision(Action::Compute, Reason::NoHistory),
+                _ => decision(Action::Compute, Reason::NoHistory),
             },
         };
         (settled, Ok(()))
@@ -441,12 +583,12 @@ impl<O: Ops> Group<O> {
         valid.then_some(change)
     }
 
-    /// The site is reached: its value is filled in, or room is made for the one to be computed.
-    /// `input` and `out` hold each member's rows.
+    /// A site is reached: its value is filled in, or room is made for the one to be computed.
+    /// `input` and `out` hold each member's rows; a layer has no input, and may be given none.
     pub fn enter(
         &mut self,
         ops: &mut O,
-        entry: u32,
+        place: Place,
         input: &[Rows],
         out: &[Rows],
         reduce: Option<Reduce>,
@@ -455,7 +597,7 @@ impl<O: Ops> Group<O> {
         if front.is_err() {
             self.veto(Reason::Error);
         }
-        let fits = self.check_shapes(entry, input, out);
+        let fits = self.check_shapes(place, input, out);
         if fits.is_err() {
             self.restart();
         }
@@ -463,7 +605,8 @@ impl<O: Ops> Group<O> {
         let Some(mut turn) = self.turn.take() else {
             return Ok(Action::Compute);
         };
-        let entered = self.enter_settled(ops, &mut turn, entry, (input, out), &fits);
+        turn.reached = true;
+        let entered = self.enter_settled(ops, &mut turn, place, (input, out), &fits);
         self.turn = Some(turn);
         settled.and(front).and(fits).and(entered)
     }
@@ -471,8 +614,9 @@ impl<O: Ops> Group<O> {
     /// A change can be measured only if the front was seen from its start; unless the engine has
     /// decided without.
     fn check_front(&self) -> Result<()> {
-        let decision = self.turn.as_ref().and_then(|turn| turn.decision);
-        if decision.is_some_and(|decision| decision.action == Action::Skip) {
+        let turn = self.turn.as_ref().filter(|turn| !turn.reached);
+        let skips = |turn: &Turn<O>| turn.decision.is_some_and(|d| d.action == Action::Skip);
+        if turn.is_none_or(skips) {
             return Ok(());
         }
         let measured = !self.measured_rows(&[Rows::NONE]).is_empty();
@@ -484,8 +628,8 @@ impl<O: Ops> Group<O> {
         }
     }
 
-    fn check_shapes(&self, entry: u32, input: &[Rows], out: &[Rows]) -> Result<()> {
-        let Some(turn) = &self.turn else {
+    fn check_shapes(&self, place: Place, input: &[Rows], out: &[Rows]) -> Result<()> {
+        let (Some(turn), Some(site)) = (&self.turn, self.site(place)) else {
             return Ok(());
         };
         let shown = match self.policy.keep.base {
@@ -493,47 +637,49 @@ impl<O: Ops> Group<O> {
             Base::Output => out,
         };
         let members = turn.members.iter().zip(shown);
-        members.into_iter().try_for_each(|(m, rows)| self.branches[*m].history.check(entry, rows))
+        let check = |(m, rows): (&usize, &Rows)| site.histories[*m].check(place.entry, rows);
+        members.into_iter().try_for_each(check)
     }
 
     fn enter_settled(
         &mut self,
         ops: &mut O,
         turn: &mut Turn<O>,
-        entry: u32,
+        place: Place,
         (input, out): (&[Rows], &[Rows]),
         fits: &Result<()>,
     ) -> Result<Action> {
         let skip = turn.decision.is_some_and(|decision| decision.action == Action::Skip);
-        // What was there when the engine settled the pass may be gone by now.
-        let lost = self.unusable(&turn.members, turn.pass.step).filter(|_| skip);
+        // What was there when the pass was settled may be gone by now, or never was at this site.
+        let lost = match self.site(place) {
+            _ if !skip => None,
+            Some(site) => self.unusable_at(site, &turn.members, &turn.pass),
+            None => Some(Reason::NoHistory),
+        };
         if skip && lost.is_none() && fits.is_ok() {
-            for ((member, input), out) in turn.members.iter().zip(input).zip(out) {
-                let history = &self.branches[*member].history;
-                let estimator = &*self.policy.estimator;
-                history.estimate(ops, estimator, f64::from(turn.pass.step), input, out);
-            }
-            turn.site = Site::Filled;
+            self.fill(ops, turn, place, input, out);
             self.keep_lagged(turn);
             self.land();
             return Ok(Action::Skip);
         }
-        turn.take_back(lost.unwrap_or(Reason::Shape));
-        if fits.is_err() {
-            turn.members.iter().for_each(|member| self.reshape(*member));
+        if self.policy.scope.is_single() {
+            turn.take_back(lost.unwrap_or(Reason::Shape));
         }
-        turn.site = Site::Left;
+        if fits.is_err() {
+            turn.members.iter().for_each(|member| self.reshape(place, *member));
+        }
+        self.site_mut(place).state = State::Left;
         if !turn.learns() {
             self.land();
             return Ok(Action::Compute);
         }
-        match self.open(ops, turn, entry, input) {
-            Ok(staged) => turn.site = Site::Open(staged),
+        match self.open(ops, turn, place, input) {
+            Ok(staged) => self.site_mut(place).state = State::Open(staged),
             Err(error) => {
                 // Some of what is kept may be newer than the rest: none of it is of use.
                 turn.veto.get_or_insert(Reason::Memory);
                 self.land();
-                turn.members.iter().for_each(|member| self.forget(*member));
+                turn.members.iter().for_each(|member| self.forget_at(place.number, *member));
                 self.reclaim();
                 return Err(error);
             }
@@ -542,11 +688,22 @@ impl<O: Ops> Group<O> {
         Ok(Action::Compute)
     }
 
+    fn fill(&mut self, ops: &mut O, turn: &Turn<O>, place: Place, input: &[Rows], out: &[Rows]) {
+        let site = &mut self.sites[place.number];
+        let estimator = &*self.policy.estimator;
+        let wanted = Wanted::of(&turn.pass);
+        for (k, (member, out)) in turn.members.iter().zip(out).enumerate() {
+            let input = input.get(k).unwrap_or(&Rows::NONE);
+            site.histories[*member].estimate(ops, estimator, wanted, input, out);
+        }
+        site.state = State::Filled;
+    }
+
     fn open(
         &mut self,
         ops: &mut O,
         turn: &mut Turn<O>,
-        entry: u32,
+        place: Place,
         input: &[Rows],
     ) -> Result<Vec<Vec<O::Buffer>>> {
         if let Some(gauge) = &mut self.gauge {
@@ -554,12 +711,17 @@ impl<O: Ops> Group<O> {
         }
         self.keep_lagged(turn);
         let mut staged = Vec::new();
-        for (member, input) in turn.members.iter().zip(input) {
+        for (k, member) in turn.members.iter().enumerate() {
+            if !self.keeps(*member) {
+                continue;
+            }
+            let input = input.get(k).unwrap_or(&Rows::NONE);
             let shapes = input.iter().map(|(view, _)| view.shape()).enumerate();
             let shapes = History::<O>::staging(&self.policy.keep, shapes);
             let take = |shape| self.pool.take(ops, shape);
             let buffers = shapes.into_iter().map(take).collect::<Result<Vec<_>>>()?;
-            self.branches[*member].history.open(ops, entry, input, &buffers)?;
+            let history = &mut self.sites[place.number].histories[*member];
+            history.open(ops, &mut self.pool, place.entry, input, &buffers)?;
             staged.push(buffers);
         }
         Ok(staged)
@@ -574,24 +736,26 @@ impl<O: Ops> Group<O> {
         }
     }
 
-    /// The site's value has been computed: `out` holds each member's rows.
-    pub fn leave(&mut self, ops: &mut O, out: &[Rows]) -> Result<()> {
-        let Some(turn) = &mut self.turn else {
+    /// A site's value has been computed: `out` holds each member's rows.
+    pub fn leave(&mut self, ops: &mut O, place: Place, out: &[Rows]) -> Result<()> {
+        let Some(turn) = self.turn.as_ref().filter(|_| self.is_open_at(place)) else {
             return Ok(());
         };
-        let Site::Open(staged) = std::mem::replace(&mut turn.site, Site::Left) else {
+        let (step, members) = (f64::from(turn.pass.position()), turn.members.clone());
+        let kept = members.iter().zip(out).filter(|(member, _)| self.keeps(**member));
+        let kept: Vec<_> = kept.map(|(member, rows)| (*member, *rows)).collect();
+        let site = &mut self.sites[place.number];
+        let State::Open(staged) = std::mem::replace(&mut site.state, State::Left) else {
             return Ok(());
         };
-        let step = f64::from(turn.pass.step);
         let mut result = Ok(());
-        for ((member, out), staged) in turn.members.iter().zip(out).zip(&staged) {
-            let history = &mut self.branches[*member].history;
-            result = result.and(history.close(ops, step, out, staged));
+        for ((member, out), staged) in kept.iter().zip(&staged) {
+            let history = &mut site.histories[*member];
+            result = result.and(history.close(ops, &mut self.pool, step, out, staged));
         }
         staged.into_iter().flatten().for_each(|buffer| self.pool.give(buffer));
         if result.is_err() {
-            let members = turn.members.clone();
-            members.into_iter().for_each(|member| self.reshape(member));
+            kept.iter().for_each(|(member, _)| self.reshape(place, *member));
         }
         result
     }
@@ -606,23 +770,25 @@ impl<O: Ops> Group<O> {
         // A rank that never came to the site still owes the others its vote.
         let settled = match reduce {
             Some(_) => {
-                if !self.is_reached() {
+                let settled = self.turn.as_ref().is_some_and(|turn| turn.decision.is_some());
+                if !self.is_reached() && !settled {
                     self.veto(Reason::Error);
                 }
                 self.settle(ops, reduce).map(drop)
             }
             None => Ok(()),
         };
-        let Some(mut turn) = self.turn.take() else {
+        let Some(turn) = self.turn.take() else {
             return (None, settled);
         };
-        let failed = turn.veto.filter(|_| !matches!(turn.site, Site::Filled));
+        let filled = self.is_filled();
+        let failed = turn.veto.filter(|_| !filled);
         let unsettled = Decision { action: Action::Compute, reason: Reason::Error, metric: None };
         let mut decision = turn.decision.unwrap_or(unsettled);
         if let Some(reason) = failed {
             (decision.action, decision.reason) = (Action::Compute, reason);
         }
-        self.abandon(&mut turn);
+        self.close(&turn.members, discarded);
         let Decision { action, metric, .. } = decision;
         let step = turn.pass.step;
         for member in turn.members.iter().filter(|_| !discarded) {
@@ -631,7 +797,7 @@ impl<O: Ops> Group<O> {
             branch.rules.iter_mut().for_each(|rule| rule.record(&turn.pass, action, metric));
         }
         if self.led(step).is_none() && !discarded {
-            let newest = self.branches[turn.members[0]].history.newest();
+            let newest = self.newest(turn.members[0]);
             self.leader = Some(Leader { step, action, newest });
         }
         (Some(decision), settled)
@@ -639,27 +805,38 @@ impl<O: Ops> Group<O> {
 
     /// Ends the pass without a word to the rules; a value that it computed is forgotten.
     pub fn cancel(&mut self) {
-        if let Some(mut turn) = self.turn.take() {
-            self.abandon(&mut turn);
-            let step = Some(f64::from(turn.pass.step));
-            let members = turn.members.into_iter();
-            let learned = members.filter(|m| self.branches[*m].history.newest() == step);
-            for member in learned.collect::<Vec<_>>() {
+        let Some(turn) = self.turn.take() else { return };
+        self.close(&turn.members, true);
+        let step = Some(f64::from(turn.pass.position()));
+        for member in turn.members {
+            if self.newest(member) == step {
                 self.forget(member);
             }
         }
     }
 
-    /// A value that was begun and not finished is dropped, and with it what it was to replace.
-    fn abandon(&mut self, turn: &mut Turn<O>) {
+    /// Every site is done with. A value that was begun and not finished is dropped, and with it what
+    /// it was to replace; where the pass is `void`, so are values that its skips have changed.
+    fn close(&mut self, members: &[usize], void: bool) {
         self.land();
-        if let Site::Open(staged) = std::mem::replace(&mut turn.site, Site::Left) {
-            staged.into_iter().flatten().for_each(|buffer| self.pool.give(buffer));
-        }
-        for member in &turn.members {
-            if self.branches[*member].history.is_open() {
-                self.forget(*member);
+        let changed = void && History::<O>::is_changed_by_skips(&*self.policy.estimator);
+        let mut lost = Vec::new();
+        for (number, site) in self.sites.iter_mut().enumerate() {
+            match std::mem::replace(&mut site.state, State::NotReached) {
+                State::Open(staged) => {
+                    staged.into_iter().flatten().for_each(|buffer| self.pool.give(buffer));
+                }
+                State::Filled if changed => {
+                    members.iter().for_each(|member| site.histories[*member].clear());
+                }
+                _ => {}
             }
+            let open =
+                members.iter().filter(|m| site.histories.get(**m).is_some_and(History::is_open));
+            lost.extend(open.map(|member| (number, *member)));
+        }
+        for (number, member) in lost {
+            self.forget_at(number, member);
         }
     }
 

@@ -1,11 +1,13 @@
-//! The kept values of one site and branch: a ring of slots, each with one buffer per tensor.
+//! The kept values of one site and branch: a ring of slots, each with one buffer per tensor; or, in
+//! compat modes, the ladder of their differences.
 //!
 //! A residual is staged: the value that goes in is copied into the slot being filled, and replaced
 //! by the difference once the value that comes out is known. Where the history's dtype cannot hold
 //! the input exactly, the copy waits in a staging buffer instead.
 use crate::error::{Result, bail};
-use crate::estimator::{Estimator, MAX_HISTORY, Weights};
-use crate::ops::{Buffer, Dtype, Ops, Shape, View};
+use crate::estimator::{Anchor, Estimator, Form, Kept, MAX_HISTORY, Wanted, Weights};
+use crate::ops::{Buffer, Dtype, MAX_RUNGS, Ops, Rounding, Shape, View};
+use crate::pool::Pool;
 use crate::scope::{Base, Keep};
 
 /// Most tensors a site has.
@@ -75,12 +77,16 @@ impl Track {
 pub struct History<O: Ops> {
     keep: Keep,
     capacity: usize,
+    form: Form,
     tracks: Vec<Track>,
-    /// Newest first; slots past `steps.len()` hold nothing, the front slot of an open history
-    /// belongs to no step yet.
+    /// Newest first, or the rungs of the ladder; slots past `anchors.len()` hold nothing, the front
+    /// slot of an open ring belongs to no anchor yet.
     slots: Vec<Vec<O::Buffer>>,
-    steps: Vec<f64>,
-    /// Block at which the kept values begin.
+    anchors: Vec<Anchor>,
+    /// Of a recursive estimator: its last predictions, newest first, and the step of the newest.
+    predicted: Vec<Weights>,
+    predicted_at: f64,
+    /// Block or layer at which the kept values begin.
     entry: u32,
     open: bool,
 }
@@ -96,14 +102,26 @@ pub fn needs_staging(keep: &Keep, dtype: Dtype) -> bool {
 }
 
 impl<O: Ops> History<O> {
-    pub fn new(keep: Keep, capacity: usize) -> Self {
+    pub fn new(keep: Keep, estimator: &dyn Estimator) -> Self {
+        let capacity = estimator.capacity();
         assert!((1..=MAX_HISTORY).contains(&capacity));
-        let steps = Vec::with_capacity(capacity + 1);
-        Self { keep, capacity, tracks: Vec::new(), slots: Vec::new(), steps, entry: 0, open: false }
+        assert!(estimator.form() == Form::Values || capacity <= MAX_RUNGS);
+        Self {
+            keep,
+            capacity,
+            form: estimator.form(),
+            tracks: Vec::new(),
+            slots: Vec::new(),
+            anchors: Vec::new(),
+            predicted: Vec::new(),
+            predicted_at: 0.0,
+            entry: 0,
+            open: false,
+        }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.steps.is_empty()
+        self.anchors.is_empty()
     }
 
     /// Shapes of the tensors whose values are kept.
@@ -112,14 +130,21 @@ impl<O: Ops> History<O> {
         tracks.iter().map(|track| track.shape)
     }
 
-    /// Step of the newest kept value.
+    /// Step of the newest computed value.
     pub fn newest(&self) -> Option<f64> {
-        self.steps.first().copied()
+        self.anchors.iter().find(|anchor| !anchor.carried).map(|anchor| anchor.step)
+    }
+
+    /// What a skip leaves behind here can only be forgotten, not undone.
+    pub fn is_changed_by_skips(estimator: &dyn Estimator) -> bool {
+        let fed = matches!(estimator.form(), Form::Ladder { fed: true, .. });
+        fed || estimator.is_recursive()
     }
 
     /// Forgets the values and keeps the memory.
     pub fn clear(&mut self) {
-        self.steps.clear();
+        self.anchors.clear();
+        self.predicted.clear();
         self.open = false;
     }
 
@@ -130,16 +155,24 @@ impl<O: Ops> History<O> {
         !std::mem::take(&mut self.slots).is_empty()
     }
 
-    /// Takes the whole ring at once for tensors of these shapes, unless it is there already.
-    pub fn reserve(
-        &mut self,
-        ops: &mut O,
-        shapes: impl Iterator<Item = (usize, u32, Shape)>,
-    ) -> Result<()> {
+    /// Forgets the values and lays the memory into the pool.
+    pub fn release(&mut self, pool: &mut Pool<O>) {
+        let slots = std::mem::take(&mut self.slots);
+        slots.into_iter().flatten().for_each(|buffer| pool.give(buffer));
+        self.free();
+    }
+
+    /// Takes the whole ring at once for these tensors, unless it is there already.
+    fn reserve(&mut self, ops: &mut O, pool: &mut Pool<O>, rows: &Rows) -> Result<()> {
         let keep = self.keep;
-        let tracks = shapes.filter(|(index, ..)| keep.fills(*index));
-        let tracks: Vec<_> =
-            tracks.map(|(index, id, shape)| Track { index, id, shape, present: true }).collect();
+        let rows = rows.iter().enumerate().filter(|(index, _)| keep.fills(*index));
+        let track = |(index, (view, id)): (usize, (View, u32))| Track {
+            index,
+            id,
+            shape: view.shape(),
+            present: true,
+        };
+        let tracks: Vec<_> = rows.map(track).collect();
         let same = self.tracks.len() == tracks.len()
             && tracks.iter().all(|track| self.tracks.iter().any(|own| own.keeps(track)));
         if same && self.slots.len() == self.capacity {
@@ -149,14 +182,14 @@ impl<O: Ops> History<O> {
         self.free();
         let mut slot = || -> Result<Vec<_>> {
             let kept = |track: &Track| track.shape.with_dtype(kept_dtype(&keep, track.shape.dtype));
-            tracks.iter().map(|track| ops.alloc(kept(track))).collect()
+            tracks.iter().map(|track| pool.take_for_good(ops, kept(track))).collect()
         };
         let slots = (0..self.capacity).map(|_| slot()).collect::<Result<_>>()?;
         (self.slots, self.tracks) = (slots, tracks);
         Ok(())
     }
 
-    /// Do these tensors, at this block, continue what is kept?
+    /// Do these tensors, at this block or layer, continue what is kept?
     pub fn check(&self, entry: u32, rows: &Rows) -> Result<()> {
         if self.is_empty() {
             return Ok(());
@@ -189,42 +222,78 @@ impl<O: Ops> History<O> {
         Ok(())
     }
 
-    /// The value of step `now`, from the kept ones, into `out`. With a residual, `input` is what it
-    /// is added to. [`check`](Self::check) has passed for what is read and written.
+    /// What is wanted, from the kept values, into `out`. With a residual, `input` is what it is
+    /// added to. [`check`](Self::check) has passed for what is read and written.
     pub fn estimate(
-        &self,
+        &mut self,
         ops: &mut O,
         estimator: &dyn Estimator,
-        now: f64,
+        wanted: Wanted,
         input: &Rows,
         out: &Rows,
     ) {
-        let weights = estimator.weights(&self.steps, now);
+        let kept = Kept { anchors: &self.anchors, predicted: &self.predicted };
+        let weights = estimator.weights(&kept, wanted);
+        let rounding = match self.form {
+            Form::Values => Rounding::Once,
+            Form::Ladder { .. } => Rounding::EachTerm,
+        };
         for (k, track) in self.tracks.iter().enumerate().filter(|(_, track)| track.present) {
             let Some(out) = out.find(track.index, track.id) else { continue };
             let x = match self.keep.base {
                 Base::Residual => input.find(track.index, track.id),
                 Base::Output => None,
             };
-            let mut terms = [(0.0, out); MAX_HISTORY];
-            let mut n = 0;
-            for (c, slot) in self.terms(&weights) {
-                terms[n] = (c, slot[k].view());
-                n += 1;
+            self.combine(ops, k, out, x, &weights, rounding);
+            if self.is_fed() {
+                ops.ladder(out, &self.rungs(k)[..self.capacity], self.anchors.len(), 1.0);
             }
-            ops.combine(out, x, &terms[..n]);
+        }
+        if estimator.is_recursive() {
+            self.predicted.insert(0, weights);
+            self.predicted.truncate(2);
+            self.predicted_at = wanted.step;
         }
     }
 
-    fn terms(&self, weights: &Weights) -> impl Iterator<Item = (f64, &Vec<O::Buffer>)> {
-        let kept = weights.as_slice()[..self.steps.len()].iter().copied().zip(&self.slots);
-        kept.filter(|(c, _)| *c != 0.0)
+    /// `out := x + sum_j c_j Y_j` for tensor number `k` of the site.
+    fn combine(
+        &self,
+        ops: &mut O,
+        k: usize,
+        out: View,
+        x: Option<View>,
+        weights: &Weights,
+        rounding: Rounding,
+    ) {
+        let mut terms = [(0.0, out); MAX_HISTORY];
+        let mut n = 0;
+        let kept = weights.as_slice()[..self.anchors.len()].iter().zip(&self.slots);
+        for (c, slot) in kept.filter(|(c, _)| **c != 0.0) {
+            terms[n] = (*c, slot[k].view());
+            n += 1;
+        }
+        // diffusers adds to the newer of a pair, and not to 0.
+        match self.is_fed() {
+            true => ops.combine(out, Some(terms[0].1), &terms[1..n], rounding),
+            false => ops.combine(out, x, &terms[..n], rounding),
+        }
+    }
+
+    fn is_fed(&self) -> bool {
+        matches!(self.form, Form::Ladder { fed: true, .. })
+    }
+
+    /// Tensor number `k` of every slot; as many as the history has.
+    fn rungs(&self, k: usize) -> [View; MAX_RUNGS] {
+        std::array::from_fn(|rung| self.slots[rung.min(self.slots.len() - 1)][k].view())
     }
 
     /// Gives up the oldest value and, on a residual, stages the tensors that go in.
     pub fn open(
         &mut self,
         ops: &mut O,
+        pool: &mut Pool<O>,
         entry: u32,
         input: &Rows,
         staging: &[O::Buffer],
@@ -234,9 +303,8 @@ impl<O: Ops> History<O> {
             self.entry = entry;
         }
         if self.keep.base == Base::Residual {
-            let shapes = input.iter().enumerate().map(|(i, (view, id))| (i, id, view.shape()));
-            self.reserve(ops, shapes)?;
-            self.give_up_oldest();
+            self.reserve(ops, pool, input)?;
+            self.give_up_oldest(ops);
             let mut staging = staging.iter();
             for (track, slot) in self.tracks.iter().zip(&self.slots[0]) {
                 let Some(x) = input.find(track.index, track.id) else { continue };
@@ -260,14 +328,13 @@ impl<O: Ops> History<O> {
     pub fn close(
         &mut self,
         ops: &mut O,
+        pool: &mut Pool<O>,
         step: f64,
         out: &Rows,
         staging: &[O::Buffer],
     ) -> Result<()> {
         if self.keep.base == Base::Output {
-            let shapes = out.iter().enumerate().map(|(i, (view, id))| (i, id, view.shape()));
-            self.reserve(ops, shapes)?;
-            self.give_up_oldest();
+            self.reserve(ops, pool, out)?;
         }
         let found = |track: &Track| out.find(track.index, track.id);
         for (track, shape) in self.tracks.iter().filter_map(|t| Some((t, found(t)?.shape()))) {
@@ -281,28 +348,69 @@ impl<O: Ops> History<O> {
             }
         }
         if self.tracks.iter().any(|track| found(track).is_some() != track.present) {
-            self.steps.clear();
+            self.anchors.clear();
             self.tracks.iter_mut().for_each(|track| track.present = found(track).is_some());
         }
-        let mut staging = staging.iter();
-        for (track, slot) in self.tracks.iter().zip(&self.slots[0]) {
-            let staged = needs_staging(&self.keep, track.shape.dtype).then(|| staging.next());
-            let Some(y) = found(track) else { continue };
-            match self.keep.base {
-                Base::Output => ops.copy(slot.view(), y),
-                Base::Residual => {
+        match (self.form, self.keep.base) {
+            (Form::Ladder { unit, fed }, _) => {
+                self.climb(ops, step, unit, out);
+                if fed && self.anchors.is_empty() {
+                    // diffusers' pair begins as the first value twice.
+                    self.anchors.push(Anchor::computed(step));
+                    self.climb(ops, step, unit, out);
+                }
+            }
+            (Form::Values, Base::Output) => {
+                self.give_up_oldest(ops);
+                for (track, slot) in self.tracks.iter().zip(&self.slots[0]) {
+                    found(track).into_iter().for_each(|y| ops.copy(slot.view(), y));
+                }
+            }
+            (Form::Values, Base::Residual) => {
+                let mut staging = staging.iter();
+                for (track, slot) in self.tracks.iter().zip(&self.slots[0]) {
+                    let staged =
+                        needs_staging(&self.keep, track.shape.dtype).then(|| staging.next());
+                    let Some(y) = found(track) else { continue };
                     let base = staged.flatten().map_or(slot.view(), Buffer::view);
                     ops.subtract(slot.view(), y, base);
                 }
             }
         }
-        self.steps.insert(0, step);
+        self.anchors.insert(0, Anchor::computed(step));
+        self.anchors.truncate(self.capacity);
         self.open = false;
         Ok(())
     }
 
-    fn give_up_oldest(&mut self) {
-        self.steps.truncate(self.capacity - 1);
+    /// A computed value goes onto the ladder.
+    fn climb(&self, ops: &mut O, step: f64, unit: bool, out: &Rows) {
+        let held = self.anchors.len().min(self.capacity);
+        let gap = match self.anchors.first() {
+            Some(newest) if !unit => step - newest.step,
+            _ => 1.0,
+        };
+        for (k, track) in self.tracks.iter().enumerate() {
+            let Some(y) = out.find(track.index, track.id) else { continue };
+            ops.ladder(y, &self.rungs(k)[..self.capacity], held, gap);
+        }
+    }
+
+    /// Makes room at the front of the ring. The last prediction of a recursive estimator is carried
+    /// along as a value.
+    fn give_up_oldest(&mut self, ops: &mut O) {
+        if let Some(weights) = self.predicted.first().copied() {
+            let oldest = self.capacity - 1;
+            for k in 0..self.tracks.len() {
+                let out = self.slots[oldest][k].view();
+                self.combine(ops, k, out, None, &weights, Rounding::Once);
+            }
+            self.slots.rotate_right(1);
+            self.anchors.truncate(oldest);
+            self.anchors.insert(0, Anchor { step: self.predicted_at, carried: true });
+            self.predicted.clear();
+        }
+        self.anchors.truncate(self.capacity - 1);
         self.slots.rotate_right(1);
     }
 

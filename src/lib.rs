@@ -21,11 +21,13 @@
 //! | presets: methods as lists of policies | [`preset`] |
 //! | runs, passes, branches | [`cache`] |
 //! | one policy at work, deciding once a pass; its memory; what `peek` foresees | [`group`] |
-//! | rules: limits, step mask, residual change | [`rule`] |
-//! | scopes: stack, model; output or residual | [`scope`] |
-//! | estimators: hold, Taylor, Newton | [`estimator`] |
+//! | FasterCache's unconditional branch | [`guidance`] |
+//! | rules: limits, mask, interval, timestep window, residual change, ... | [`rule`] |
+//! | scopes: stack, block, layers, model; output or residual | [`scope`] |
+//! | estimators: hold, Taylor, Newton, Hermite, linear, FoCa | [`estimator`] |
 //! | probes: what a rule measures | [`gauge`] |
-//! | the ring of kept values | [`history`] |
+//! | the kept values of one place | [`history`] |
+//! | buffers between two uses | [`pool`] |
 //! | the numbers: order of sums, rounding; host memory; allocators and budget | [`ops`] |
 //! | reasons and records of decisions, counts of a run | [`trace`], [`stats`] |
 //! | messages for people | [`log`] |
@@ -39,10 +41,12 @@ pub mod error;
 pub mod estimator;
 pub mod gauge;
 pub mod group;
+pub mod guidance;
 pub mod history;
 pub mod log;
 pub mod ops;
 pub mod options;
+pub mod pool;
 pub mod preset;
 pub mod rule;
 pub mod scope;

@@ -3,6 +3,8 @@
 use crate::error::{Result, bail};
 use crate::ops::Dtype;
 use crate::preset;
+use crate::rule::MAX_MARKS;
+use crate::scope::Kind;
 
 pub const MAX_STEPS: usize = 256;
 pub const MAX_ORDER: u32 = 4;
@@ -15,13 +17,15 @@ pub enum When {
     None,
     /// The change of the front residual.
     Change,
-    /// The schedule alone: the mask.
+    /// The schedule alone: intervals, windows, the mask.
     Schedule,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Where {
     Stack,
+    Block,
+    Layers,
     Model,
 }
 
@@ -30,6 +34,9 @@ pub enum What {
     Hold,
     Taylor,
     Newton,
+    Hermite,
+    Linear,
+    FoCa,
 }
 
 /// Whose behaviour, quirks included.
@@ -37,6 +44,36 @@ pub enum What {
 pub enum Compat {
     None,
     Diffusers,
+    /// The method's original code.
+    Paper,
+}
+
+/// Two numbers: a window of timesteps, or a weight at the start and at the end.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Span(pub f64, pub f64);
+
+/// What is chosen for a kind of layer; `None` is as for all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct OfKind {
+    pub every: Option<u32>,
+    pub window: Option<Span>,
+    /// Only so many layers, the first that the engine asks about.
+    pub layers: Option<u32>,
+}
+
+/// FasterCache's unconditional branch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OfGuidance {
+    /// Compute the branch every n-th step; `None` or 1 always does.
+    pub every: Option<u32>,
+    pub window: Option<Span>,
+    /// Factors on the low and high frequencies, and where they work.
+    pub low: f64,
+    pub low_window: Option<Span>,
+    pub high: f64,
+    pub high_window: Option<Span>,
+    /// Skipped steps in a row over which the factors grow.
+    pub max_growth: Limit,
 }
 
 /// A bound on a number of steps.
@@ -84,6 +121,22 @@ pub struct Options {
     pub max_gain: Bound,
     /// `true` computes.
     pub mask: Vec<bool>,
+    /// Compute every n-th step.
+    pub every: Option<u32>,
+    /// Skip only in between these fractions of the timestep at pure noise.
+    pub window: Option<Span>,
+    /// In the order of [`Kind::ALL`].
+    pub kinds: [OfKind; Kind::ALL.len()],
+    /// Timesteps, as such fractions, whose MLP outputs the `mlp_skips` steps after them reuse.
+    pub mlp_at: Vec<f64>,
+    pub mlp_skips: u32,
+    /// Layers are skipped only where guidance leaves the unconditional branch out.
+    pub cond_only: bool,
+    /// Of `estimator=linear`, at the start and at the end of the run.
+    pub weight: Span,
+    /// Of `estimator=hermite`.
+    pub scale: f64,
+    pub guidance: OfGuidance,
 }
 
 struct Key {
@@ -112,19 +165,100 @@ macro_rules! key {
     };
 }
 
+/// A key for some other place.
+macro_rules! place {
+    ($name:literal, $options:ident => $place:expr, $allowed:expr, $legal:expr) => {
+        Key {
+            name: $name,
+            get: |$options| $place.to_text(),
+            set: |$options, text| Text::from_text(text).filter($legal).map(|value| $place = value),
+            allowed: $allowed,
+        }
+    };
+}
+
+/// A key for a place that may be empty, which is written as a word.
+macro_rules! optional {
+    ($name:literal, $word:literal, $options:ident => $place:expr, $allowed:expr, $legal:expr) => {
+        Key {
+            name: $name,
+            get: |$options| $place.as_ref().map_or($word.to_owned(), Text::to_text),
+            set: |$options, text| {
+                let value = match text {
+                    $word => Some(None),
+                    _ => Text::from_text(text).filter($legal).map(Some),
+                };
+                value.map(|value| $place = value)
+            },
+            allowed: $allowed,
+        }
+    };
+}
+
+fn above_0(n: &u32) -> bool {
+    *n > 0
+}
+
+fn rises(window: &Span) -> bool {
+    window.0 < window.1
+}
+
+const EVERY: &str = "a whole number above 0, or 'none'";
+const EVERY_KIND: &str = "a whole number above 0, or 'auto', which is what 'every' says";
+const WINDOW: &str = "two fractions of the timestep at noise, low:high with low < high, or 'none'";
+const WINDOW_KIND: &str = "low:high with low < high, or 'auto', which is what 'window' says";
+const LAYERS: &str = "a whole number above 0, or 'all'";
+const FACTOR: &str = "a number";
 const LIMIT: &str = "a whole number, 'auto' or 'none'";
 const BOUND: &str = "a number of 0 or more, 'auto' or 'none'";
 const SWITCH: &str = "0 or 1";
 
 const KEYS: &[Key] = &[
     key!(rule, "none, change or schedule"),
-    key!(scope, "stack or model"),
-    key!(estimator, "hold, taylor or newton"),
+    key!(scope, "stack, block, layers or model"),
+    key!(estimator, "hold, taylor, newton, hermite, linear or foca"),
     key!(threshold, "a number above 0", |x| *x > 0.0),
     key!(front_blocks, "a whole number"),
     key!(back_blocks, "a whole number"),
     key!(order, "0 to 4", |n| *n <= MAX_ORDER),
     key!(on_residual, SWITCH),
+    optional!("every", "none", o => o.every, EVERY, above_0),
+    optional!("window", "none", o => o.window, WINDOW, rises),
+    optional!("spatial.every", "auto", o => o.kinds[0].every, EVERY_KIND, above_0),
+    optional!("spatial.window", "auto", o => o.kinds[0].window, WINDOW_KIND, rises),
+    optional!("spatial.layers", "all", o => o.kinds[0].layers, LAYERS, above_0),
+    optional!("temporal.every", "auto", o => o.kinds[1].every, EVERY_KIND, above_0),
+    optional!("temporal.window", "auto", o => o.kinds[1].window, WINDOW_KIND, rises),
+    optional!("temporal.layers", "all", o => o.kinds[1].layers, LAYERS, above_0),
+    optional!("cross.every", "auto", o => o.kinds[2].every, EVERY_KIND, above_0),
+    optional!("cross.window", "auto", o => o.kinds[2].window, WINDOW_KIND, rises),
+    optional!("cross.layers", "all", o => o.kinds[2].layers, LAYERS, above_0),
+    optional!("mlp.every", "auto", o => o.kinds[3].every, EVERY_KIND, above_0),
+    optional!("mlp.window", "auto", o => o.kinds[3].window, WINDOW_KIND, rises),
+    optional!("mlp.layers", "all", o => o.kinds[3].layers, LAYERS, above_0),
+    place!("mlp.at", o => o.mlp_at, "up to 16 fractions above 0 like 0.72:0.64, or 'none'", |_| true),
+    place!("mlp.skips", o => o.mlp_skips, "a whole number above 0", above_0),
+    key!(cond_only, SWITCH),
+    optional!("guidance.every", "none", o => o.guidance.every, EVERY, above_0),
+    optional!("guidance.window", "none", o => o.guidance.window, WINDOW, rises),
+    place!("guidance.low", o => o.guidance.low, FACTOR, |_| true),
+    optional!("guidance.low_window", "none", o => o.guidance.low_window, WINDOW, rises),
+    place!("guidance.high", o => o.guidance.high, FACTOR, |_| true),
+    optional!("guidance.high_window", "none", o => o.guidance.high_window, WINDOW, rises),
+    place!("guidance.max_growth", o => o.guidance.max_growth, LIMIT, |_| true),
+    Key {
+        name: "weight",
+        get: |options| match options.weight {
+            Span(start, end) if start == end => start.to_text(),
+            ramp => ramp.to_text(),
+        },
+        set: |options, text| {
+            let constant = || f64::from_text(text).map(|weight| Span(weight, weight));
+            Span::from_text(text).or_else(constant).map(|weight| options.weight = weight)
+        },
+        allowed: "a number, or one for the run's first step and one for its last like 0.2:0.8",
+    },
+    key!(scale, "a number above 0", |x| *x > 0.0),
     key!(mask, "up to 256 digits 0 and 1, a 1 for each step to compute, or 'none'"),
     key!(warmup_steps, LIMIT),
     key!(warmup_interval, "a whole number above 0", |n| *n > 0),
@@ -135,7 +269,7 @@ const KEYS: &[Key] = &[
     key!(max_error, BOUND),
     key!(max_run_error, BOUND),
     key!(max_gain, BOUND),
-    key!(compat, "none or diffusers"),
+    key!(compat, "none, diffusers or paper"),
     key!(lagged, SWITCH),
     key!(share, SWITCH),
     Key {
@@ -265,6 +399,35 @@ impl Text for bool {
     }
 }
 
+impl Text for Span {
+    fn to_text(&self) -> String {
+        format!("{}:{}", self.0, self.1)
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        let (low, high) = text.split_once(':')?;
+        Some(Self(f64::from_text(low)?, f64::from_text(high)?))
+    }
+}
+
+impl Text for Vec<f64> {
+    fn to_text(&self) -> String {
+        if self.is_empty() {
+            return "none".to_owned();
+        }
+        self.iter().map(f64::to_string).collect::<Vec<_>>().join(":")
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        if text == "none" {
+            return Some(Self::new());
+        }
+        let mark = |text: &str| f64::from_text(text).filter(|mark| *mark > 0.0);
+        let marks: Self = text.split(':').map(mark).collect::<Option<_>>()?;
+        (marks.len() <= MAX_MARKS).then_some(marks)
+    }
+}
+
 impl Text for Limit {
     fn to_text(&self) -> String {
         match self {
@@ -343,15 +506,24 @@ names!(When {
     Self::Change => "change" => Self::Change,
     Self::Schedule => "schedule" => Self::Schedule,
 });
-names!(Where { Self::Stack => "stack" => Self::Stack, Self::Model => "model" => Self::Model });
+names!(Where {
+    Self::Stack => "stack" => Self::Stack,
+    Self::Block => "block" => Self::Block,
+    Self::Layers => "layers" => Self::Layers,
+    Self::Model => "model" => Self::Model,
+});
 names!(What {
     Self::Hold => "hold" => Self::Hold,
     Self::Taylor => "taylor" => Self::Taylor,
     Self::Newton => "newton" => Self::Newton,
+    Self::Hermite => "hermite" => Self::Hermite,
+    Self::Linear => "linear" => Self::Linear,
+    Self::FoCa => "foca" => Self::FoCa,
 });
 names!(Compat {
     Self::None => "none" => Self::None,
     Self::Diffusers => "diffusers" => Self::Diffusers,
+    Self::Paper => "paper" => Self::Paper,
 });
 names!(Option<Dtype> {
     None => "tensor" => None,
@@ -440,7 +612,7 @@ mod tests {
     prop_compose! {
         fn options()(
             preset in 0..preset::PRESETS.len(),
-            estimator in prop_oneof![Just(What::Hold), Just(What::Taylor), Just(What::Newton)],
+            estimator in prop_oneof![Just(What::Hold), Just(What::Taylor), Just(What::Hermite), Just(What::Linear)],
             dtype in prop_oneof![Just(None), Just(Some(Dtype::F16)), Just(Some(Dtype::Bf16))],
             switches in any::<[bool; 4]>(),
             numbers in any::<[u32; 4]>(),
@@ -448,10 +620,28 @@ mod tests {
             limits in [limit(), limit(), limit(), limit(), limit()],
             bounds in [bound(), bound(), bound()],
             threshold in 1e-300f64..1e300,
+            every in prop::option::of(1u32..),
+            spans in prop::collection::vec(prop::option::of((-2f64..0.4, 0.5f64..2.0)), 7),
+            layers in prop::array::uniform4(prop::option::of(1u32..9)),
+            mlp_at in prop::collection::vec(1e-3f64..1.0, 0..=MAX_MARKS),
+            weight in (-2f64..2.0, -2f64..2.0),
+            growth in limit(),
             mask in prop::collection::vec(any::<bool>(), 0..=MAX_STEPS),
         ) -> Options {
             let (preset, make) = preset::PRESETS[preset];
+            let span = |k: usize| spans[k].map(|(low, high)| Span(low, high));
+            let of_kind = |k: usize| OfKind { every, window: span(k), layers: layers[k] };
             Options {
+                every, mlp_at,
+                window: span(4),
+                kinds: std::array::from_fn(of_kind),
+                mlp_skips: numbers[2].max(1), cond_only: switches[1],
+                weight: if switches[0] { Span(weight.0, weight.0) } else { Span(weight.0, weight.1) },
+                scale: threshold,
+                guidance: OfGuidance {
+                    every, window: span(5), low: weight.0, low_window: span(6), high: weight.1,
+                    high_window: span(0), max_growth: growth,
+                },
                 estimator, threshold, mask, fill,
                 history_dtype: dtype,
                 on_residual: switches[0], lagged: switches[1], share: switches[2],

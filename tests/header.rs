@@ -116,6 +116,8 @@ fn c_lays_the_structs_out_as_rust_does() {
             reduce,
             reduce_user,
             label,
+            uncond_branch,
+            reserved0,
         }
     );
     layout!(
@@ -146,13 +148,26 @@ fn c_lays_the_structs_out_as_rust_does() {
             max_error,
             max_run_error,
             max_gain,
-            interval,
+            every,
+            cond_only,
             window,
-            guide_interval,
-            mask_len,
+            kind_every,
+            kind_layers,
+            kind_window,
+            mlp_at,
+            n_mlp_at,
+            mlp_skips,
+            weight,
+            scale,
+            guide_every,
+            guide_max_growth,
             guide_window,
             guide_low,
             guide_high,
+            guide_low_window,
+            guide_high_window,
+            mask_len,
+            reserved1,
             mask,
             n_table,
             reserved0,
@@ -219,9 +234,12 @@ fn c_lays_the_structs_out_as_rust_does() {
         DC_NONE,
         DC_AUTO,
         DC_MODEL,
+        DC_UNCOND,
         DC_HOOK_BLOCKS,
         DC_HOOK_EACH,
+        DC_HOOK_LAYERS,
         DC_HOOK_MODEL,
+        DC_HOOK_GUIDE,
         DC_ENGINE_KEEPS_INPUT,
         DC_TENSOR_HOST,
         DC_PASS_LAST,
@@ -252,13 +270,23 @@ fn c_lays_the_structs_out_as_rust_does() {
         DC_RULE_NONE,
         DC_RULE_CHANGE,
         DC_RULE_SCHEDULE,
+        DC_KIND_SPATIAL,
+        DC_KIND_TEMPORAL,
+        DC_KIND_CROSS,
+        DC_KIND_MLP,
         DC_SCOPE_STACK,
         DC_SCOPE_MODEL,
+        DC_SCOPE_BLOCK,
+        DC_SCOPE_LAYERS,
         DC_ESTIMATOR_HOLD,
         DC_ESTIMATOR_TAYLOR,
         DC_ESTIMATOR_NEWTON,
+        DC_ESTIMATOR_HERMITE,
+        DC_ESTIMATOR_LINEAR,
+        DC_ESTIMATOR_FOCA,
         DC_COMPAT_NONE,
         DC_COMPAT_DIFFUSERS,
+        DC_COMPAT_PAPER,
         DC_LOG_OFF,
         DC_LOG_ERROR,
         DC_LOG_WARN,
@@ -281,6 +309,11 @@ fn c_lays_the_structs_out_as_rust_does() {
         DC_REASON_SHARED,
         DC_REASON_ERROR,
         DC_REASON_AGE,
+        DC_REASON_INTERVAL,
+        DC_REASON_WINDOW,
+        DC_REASON_UNLISTED,
+        DC_REASON_GUIDANCE,
+        DC_REASON_TIMESTEP,
     );
     // Frozen for ever.
     for claim in [
@@ -301,7 +334,10 @@ fn c_lays_the_structs_out_as_rust_does() {
 /// Padding would let garbage of the caller's stack decide whether two structs are equal.
 #[test]
 fn the_structs_have_no_padding() {
-    let options = 8 + 24 + 17 * 4 + 4 + 4 * 8 + 8 * 4 + 16 * 8 + 8 + 4 * 8 + 256 + 8 + 256 * 8;
+    let general = 8 + 24 + 18 * 4 + 4 * 8;
+    let layers = 2 * 4 + 2 * 8 + 8 * (4 + 4 + 2 * 8) + 16 * 8 + 2 * 4 + 2 * 8 + 8;
+    let guidance = 2 * 4 + 2 * 8 + 2 * 8 + 4 * 8;
+    let options = general + layers + guidance + 8 + 256 + 8 + 256 * 8;
     assert_eq!(size_of::<capi::dc_options_t>(), options);
     assert_eq!(size_of::<capi::dc_tensor_t>(), 8 + 8 + 12 * 8 + 8 + 8);
 }

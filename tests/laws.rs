@@ -4,7 +4,7 @@ mod support;
 use diffcache::ops::Dtype::{Bf16, F16, F32};
 use diffcache::ops::host::Host;
 use diffcache::ops::memory::Memory;
-use diffcache::ops::{BLOCK, Comparison, LANES, Ops};
+use diffcache::ops::{BLOCK, Comparison, LANES, Ops, Rounding};
 use half::{bf16, f16};
 use std::process::Command;
 use std::slice::from_ref;
@@ -1347,12 +1347,12 @@ mod law_9_the_cpu_backend_defines_the_numbers {
                             weights.into_iter().zip(kept.iter().map(Tensor::values)).collect();
                         let base = filled(to, len, turn + 2);
                         let expected = combined(Some(&base.values()), &values, to, len);
-                        host.combine(out.view(), Some(base.view()), &terms);
+                        host.combine(out.view(), Some(base.view()), &terms, Rounding::Once);
                         assert!(same(&out.values(), &expected), "{name}, {k} terms");
-                        host.combine(base.view(), Some(base.view()), &terms);
+                        host.combine(base.view(), Some(base.view()), &terms, Rounding::Once);
                         assert!(same(&base.values(), &expected), "{name}, {k} terms in place");
                         if k > 0 {
-                            host.combine(out.view(), None, &terms);
+                            host.combine(out.view(), None, &terms, Rounding::Once);
                             let expected = combined(None, &values, to, len);
                             assert!(same(&out.values(), &expected), "{name}, {k} terms alone");
                         }

@@ -3,7 +3,6 @@
 //! earlier computed pass. Nothing crashes or hangs, and only the answer SKIP writes a tensor.
 mod support;
 
-use diffcache::estimator::{Basis, Estimator, Polynomial};
 use proptest::prelude::*;
 use proptest::sample::{Index, select, subsequence};
 use proptest::test_runner::RngSeed;
@@ -707,10 +706,10 @@ impl<'a> Engine<'a> {
             let two = || {
                 let pairs = kept.iter().flat_map(|a| kept.iter().map(move |b| (a, b)));
                 pairs.filter(|(new, old)| new.step > old.step).any(|(new, old)| {
-                    let line = Polynomial { order: 1, basis: Basis::Newton, max_gain: None };
-                    let steps = [new.step, old.step].map(f64::from);
-                    let weights = line.weights(&steps, f64::from(walk.step));
-                    fits(&[(weights.as_slice()[0], new), (weights.as_slice()[1], old)])
+                    let [new_step, old_step, now] =
+                        [new.step, old.step, walk.step].map(f64::from);
+                    let c = (now - new_step) / (new_step - old_step);
+                    fits(&[(1.0 + c, new), (-c, old)])
                 })
             };
             let linear = self.plan.method.linear;

@@ -4,16 +4,14 @@ use super::handle::{Entered, Table};
 use super::structs::{self, Versioned};
 use super::thread;
 use super::types::*;
-use crate::cache::Cache;
+use crate::cache::{Cache, Given};
 use crate::error::{Error, Result, bail};
-use crate::group::Group;
 use crate::log::{self, Level};
 use crate::ops::host::Host;
 use crate::ops::memory::Memory;
 use crate::options::Options;
-use crate::preset::{PRESETS, policies};
+use crate::preset::{PRESETS, method};
 use crate::rule::Action;
-use crate::scope::Scope;
 use crate::stats::{Observed, Stats, percentiles};
 use crate::trace::Ring;
 use std::collections::VecDeque;
@@ -28,8 +26,6 @@ static CACHES: Table<Entry> = Table::new();
 struct Entry {
     cache: Cache<Host>,
     n_branches: usize,
-    /// The policies' scope, if there is any.
-    model: Option<bool>,
     /// Number of the pass begun last, and the thread that began it, while it is open.
     serial: u64,
     owner: Option<ThreadId>,
@@ -250,8 +246,10 @@ pub unsafe extern "C" fn dc_engine_init(
     status(|| unsafe { structs::init(engine, struct_size, &dc_engine_t::defaults()) })
 }
 
-/// Fills `options` with the preset `method`: "none", "fbcache", "dbcache" or "mask"; null = "none".
-/// An unknown name is an error that lists the known ones. `struct_size` is sizeof(dc_options_t).
+/// Fills `options` with the preset `method`: "none", "fbcache", "dbcache", "mask", "taylorseer",
+/// "hicache", "pab", "pab-cogvideox", "pab-latte", "pab-opensora", "pab-opensoraplan",
+/// "pab-vchitect" or "fastercache"; null = "none". An unknown name is an error that lists the known
+/// ones. `struct_size` is sizeof(dc_options_t).
 ///
 /// # Safety
 /// `options` is null or has `struct_size` bytes; `method` is null or ends with a NUL.
@@ -326,7 +324,10 @@ pub unsafe extern "C" fn dc_options_format(
 /// Exactly the bytes that mem_alloc will be asked for, given the shapes of all tensors; allocates
 /// nothing. FBCache on B branches with an image stream of N and a text stream of E bytes holds
 /// B(2N + E) + N, or B(2N + E) with DC_ENGINE_KEEPS_INPUT; passes that stack S branches hold SN in
-/// place of the last N; an estimator of order n holds n(N + E) more for each branch.
+/// place of the last N; an estimator of order n holds n(N + E) more for each branch. L layers with
+/// outputs of A bytes hold BLA under PAB, BLA(n + 1) under TaylorSeer and HiCache, 2(B - 1)LA under
+/// FasterCache, whose guidance holds 8 bytes for each element of a prediction (4 where low and high
+/// are scaled alike).
 ///
 /// # Safety
 /// The structs are null or were filled by their init functions; `shapes` has `n` rows; `bytes` is
@@ -344,21 +345,28 @@ pub unsafe extern "C" fn dc_memory_needed(
         if bytes.is_null() {
             bail!(Arg, "bytes is null");
         }
-        let facts = structs::engine(engine)?;
-        let options = structs::options(options)?;
-        let policies = policies(&options, facts.engine.n_blocks, &facts.hooks)?;
-        let setting = facts.engine.setting(options.share);
-        let mut sum = 0;
-        for policy in &policies {
-            let model = policy.scope == Scope::Model;
-            let shapes = structs::shapes(shapes, n, facts.engine.n_branches, model)?;
-            let shapes: Vec<Vec<_>> =
-                shapes.iter().map(|s| s.iter().map(|(_, shape)| *shape).collect()).collect();
-            sum += Group::<Host>::bytes_needed(policy, &setting, &shapes)?;
-        }
-        bytes.write(sum);
+        let (cache, n_branches) = new_cache(engine, options, Default::default())?;
+        bytes.write(cache.memory_needed(&structs::layouts(shapes, n, n_branches)?)?);
         Ok(())
     })
+}
+
+/// A cache and its number of branches; it holds no memory for tensors.
+///
+/// # Safety
+/// The structs are null or were filled by their init functions.
+unsafe fn new_cache(
+    engine: *const dc_engine_t,
+    options: *const dc_options_t,
+    observed: Arc<Mutex<Observed>>,
+) -> Result<(Cache<Host>, usize)> {
+    let facts = unsafe { structs::engine(engine)? };
+    let options = unsafe { structs::options(options)? };
+    let method = method(&options, &facts.hooks)?;
+    let n_branches = facts.engine.n_branches;
+    let memory = Memory::new(facts.allocator, facts.budget);
+    let host = Host::new(memory.clone(), facts.threads);
+    Ok((Cache::new(host, memory, facts.engine, method, options.share, observed), n_branches))
 }
 
 // ---- cache and run ----
@@ -388,27 +396,18 @@ pub unsafe extern "C" fn dc_cache_create(
             bail!(Arg, "out is null");
         }
         out.write(null_mut());
-        let facts = structs::engine(engine)?;
-        let options = structs::options(options)?;
-        let policies = policies(&options, facts.engine.n_blocks, &facts.hooks)?;
-        let model = policies.first().map(|policy| policy.scope == Scope::Model);
-        let n_branches = facts.engine.n_branches;
-        let memory = Memory::new(facts.allocator, facts.budget);
-        let host = Host::new(memory.clone(), facts.threads);
         let observed = Arc::new(Mutex::new(Observed::default()));
-        let seen = observed.clone();
-        let cache = Cache::new(host, memory, facts.engine, policies, options.share, observed);
+        let (cache, n_branches) = new_cache(engine, options, observed.clone())?;
         let entry = Box::new(Entry {
             cache,
             n_branches,
-            model,
             serial: 0,
             owner: None,
             cancelled: VecDeque::new(),
             broken: None,
             spoilt: false,
         });
-        let handle = CACHES.insert(entry, seen)?;
+        let handle = CACHES.insert(entry, observed)?;
         out.write(std::ptr::without_provenance_mut(handle));
         Ok(())
     })
@@ -447,7 +446,7 @@ pub unsafe extern "C" fn dc_cache_begin_run(
             entry.take_over();
             thread::end(cache.addr());
             entry.cache.end_run();
-            entry.cache.begin_run(unsafe { structs::run(run, entry.n_branches, entry.model)? })
+            entry.cache.begin_run(unsafe { structs::run(run, entry.n_branches)? })
         })
     })
 }
@@ -624,6 +623,161 @@ fn with_broken(cache: *const dc_cache_t, f: impl FnOnce(&mut Entry) -> bool) -> 
     enter(cache).is_ok_and(|mut entered| f(entered.value()))
 }
 
+// ---- layers ----
+
+/// ---- Layers --------------------------------------------------------------------------------
+///
+/// Attention and MLP outputs, for TaylorSeer, PAB, FasterCache and their like (scope=layers). Where
+/// the calls stand decides what is kept: before gate and residual addition it is what diffusers and
+/// the paper of TaylorSeer keep; around them it is what PAB's Open-Sora and Latte keep. Layers that
+/// the engine does not ask about always compute.
+///
+/// All layers of a kind share one decision per pass; each keeps its own outputs for each branch. A
+/// layer of which nothing is kept yet computes by itself.
+///
+/// `layer` is the engine's number, below n_layers and unique in the model; `out` is where its output
+/// goes: one tensor, or several (a joint attention's image and text). DC_COMPUTE: run the layer, then
+/// report it. DC_SKIP: `out` holds the estimate.
+///
+/// Cost of a skip: one read for each kept value with a weight, one write (PAB 1 + 1, TaylorSeer of
+/// order n and HiCache n + 1 + 1, FasterCache 2 + 1). Errors are kept for dc_cache_end_pass; the
+/// layer then computes.
+///
+/// # Safety
+/// `out` has `n` tensors, valid for writes.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn dc_cache_before_layer(
+    cache: *mut dc_cache_t,
+    layer: u32,
+    kind: dc_kind_t,
+    out: *const dc_tensor_t,
+    n: usize,
+) -> dc_action_t {
+    let compute = dc_action::DC_COMPUTE as u32;
+    in_pass(
+        cache,
+        compute,
+        |_| compute,
+        compute,
+        |entry| {
+            let kind = match structs::kind(kind) {
+                Ok(kind) => kind,
+                Err(error) => return entry.cache.fail(error),
+            };
+            let read = || unsafe { structs::tensors("out", out, n) };
+            let (action, result) = entry.cache.before_layer(layer, kind, read);
+            if let Err(error) = result {
+                set_last_error(&error);
+            }
+            Ok(structs::action(action))
+        },
+    )
+}
+
+/// Reports the output of a layer that ran. Cost: one read, one write.
+///
+/// # Safety
+/// `out` has `n` tensors, valid for reads.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_cache_after_layer(
+    cache: *mut dc_cache_t,
+    layer: u32,
+    out: *const dc_tensor_t,
+    n: usize,
+) {
+    in_pass(
+        cache,
+        (),
+        |_| (),
+        (),
+        |entry| {
+            let read = || unsafe { structs::tensors("out", out, n) };
+            if let Err(error) = entry.cache.after_layer(layer, read) {
+                set_last_error(&error);
+            }
+            Ok(())
+        },
+    );
+}
+
+// ---- guidance ----
+
+/// ---- Guidance ------------------------------------------------------------------------------
+///
+/// Classifier-free guidance evaluates an unconditional branch beside the conditional one;
+/// FasterCache leaves it out of most steps. Both calls stand outside passes. `pass` names the step,
+/// the stream and, as its only branch, dc_engine_t::uncond_branch; `cond` and `uncond` are one
+/// branch's prediction each, with height and width as their last dimensions.
+///
+/// One branch after the other:
+///
+///     ... a pass of the conditional branch ...
+///     if (dc_cache_before_uncond(c, &u, &cond, &uncond) == DC_COMPUTE) {
+///         ... a pass of the unconditional branch ...
+///         dc_cache_after_uncond(c, &u, &cond, &uncond);
+///     }
+///
+/// Stacked in one pass, ask beforehand: dc_cache_peek(c, &u, DC_UNCOND) == DC_SKIP leaves the branch
+/// out of the pass; then call dc_cache_before_uncond, which fills it in, or says DC_COMPUTE for a
+/// branch that has just been evaluated: report it.
+///
+/// DC_SKIP: `uncond` holds the estimate, at a cost of three reads and one write (two and one where
+/// low and high frequencies are scaled alike), and of one low pass after each computed step.
+/// DC_COMPUTE: run the branch. On any error both tensors are as they were, and the answer is
+/// DC_COMPUTE; dc_last_error() says why.
+///
+/// # Safety
+/// `pass` is null or starts from DC_PASS_INIT; `cond` is null or valid for reads, `uncond` for
+/// writes.
+#[unsafe(no_mangle)]
+#[must_use]
+pub unsafe extern "C" fn dc_cache_before_uncond(
+    cache: *mut dc_cache_t,
+    pass: *const dc_pass_t,
+    cond: *const dc_tensor_t,
+    uncond: *const dc_tensor_t,
+) -> dc_action_t {
+    let compute = dc_action::DC_COMPUTE as u32;
+    value(compute, || {
+        with(cache, compute, |entry| {
+            let read = || unsafe { predictions(cond, uncond) };
+            let info = unsafe { structs::pass(pass) };
+            let (action, result) = entry.cache.before_uncond(info, read);
+            result.map(|()| structs::action(action))
+        })
+    })
+}
+
+/// Reports both predictions of a step in which the branch ran. Cost: two reads, one write. An error
+/// leaves both tensors and what is kept as they were.
+///
+/// # Safety
+/// As dc_cache_before_uncond; both tensors are valid for reads.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dc_cache_after_uncond(
+    cache: *mut dc_cache_t,
+    pass: *const dc_pass_t,
+    cond: *const dc_tensor_t,
+    uncond: *const dc_tensor_t,
+) -> dc_status_t {
+    status(|| {
+        with(cache, (), |entry| {
+            let read = || unsafe { predictions(cond, uncond) };
+            entry.cache.after_uncond(unsafe { structs::pass(pass) }, read)
+        })
+    })
+}
+
+/// # Safety
+/// Each is null or points to a tensor.
+unsafe fn predictions(
+    cond: *const dc_tensor_t,
+    uncond: *const dc_tensor_t,
+) -> Result<(Given, Given)> {
+    Ok(unsafe { (structs::tensors("cond", cond, 1)?, structs::tensors("uncond", uncond, 1)?) })
+}
+
 // ---- steering ----
 
 /// ---- Steering ------------------------------------------------------------------------------
@@ -633,7 +787,8 @@ fn with_broken(cache: *const dc_cache_t, f: impl FnOnce(&mut Entry) -> bool) -> 
 /// Settles the open pass before its first skippable unit, and touches no tensor. `wish`:
 /// DC_UNDECIDED = what the rule says (may wait for the measurement); DC_COMPUTE or DC_SKIP = overrule
 /// it. Returns what will happen: a skip without anything kept computes. DC_UNDECIDED is returned, and
-/// nothing settled, while the rule has yet to see what leaves the front blocks. Once the span has
+/// nothing settled, while the rule has yet to see what leaves the front blocks; also, with all of
+/// them settled, where kinds of layers differ: dc_cache_peek tells each. Once a skippable unit has
 /// been entered nothing changes any more.
 #[unsafe(no_mangle)]
 pub extern "C" fn dc_cache_decide(cache: *mut dc_cache_t, wish: dc_action_t) -> dc_action_t {
@@ -655,7 +810,8 @@ pub extern "C" fn dc_cache_decide(cache: *mut dc_cache_t, wish: dc_action_t) -> 
     })
 }
 
-/// What `unit` (a block or DC_MODEL) of a coming pass will be answered; null = of the open one.
+/// What `unit` (a block, DC_LAYER(layer), DC_UNCOND or DC_MODEL) of a coming pass will be answered;
+/// null = of the open one.
 /// DC_COMPUTE and DC_SKIP are promises if every step up to that pass is evaluated and nothing fails
 /// or is overruled on the way (another rank's veto included); DC_UNDECIDED: not certain yet. Never
 /// waits for the open pass. Compare with `==`: DC_UNDECIDED is not zero.
@@ -727,6 +883,10 @@ fn stats_to_c(stats: &Stats, changes: &Ring<f64>) -> dc_stats_t {
         passes_skipped: stats.passes_skipped,
         blocks_computed: stats.blocks_computed,
         blocks_skipped: stats.blocks_skipped,
+        layers_computed: stats.layers_computed,
+        layers_skipped: stats.layers_skipped,
+        uncond_computed: stats.uncond_computed,
+        uncond_skipped: stats.uncond_skipped,
         not_finite: stats.not_finite,
         discarded: stats.discarded,
         errors: stats.errors,

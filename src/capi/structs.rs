@@ -6,11 +6,13 @@
 use super::types::*;
 use crate::cache::{self, Engine, Given, PassInfo, Reducer, Run};
 use crate::error::{Result, bail};
+use crate::group::{Layout, Unit};
 use crate::ops::memory::Allocator;
-use crate::ops::{Dtype, Shape, Tensor};
-use crate::options::{Bound, Compat, Limit, Options, What, When, Where};
+use crate::ops::{Dtype, Tensor};
+use crate::options::{Bound, Compat, Limit, OfGuidance, OfKind, Options, Span, What, When, Where};
 use crate::preset::{Hooks, PRESETS};
 use crate::rule::{Action, Reason};
+use crate::scope::Kind;
 use std::ffi::{CStr, c_char};
 
 const ENGINE_MAGIC: u32 = 0x6463_656e;
@@ -57,6 +59,8 @@ unsafe impl Versioned for dc_engine_t {
             reduce: None,
             reduce_user: std::ptr::null_mut(),
             label: [0; 32],
+            uncond_branch: 1,
+            reserved0: 0,
         }
     }
 }
@@ -230,24 +234,32 @@ pub unsafe fn engine(from: *const dc_engine_t) -> Result<Facts> {
         bail!(Arg, "dc_engine_t was not filled by dc_engine_init");
     }
     backend(e.backend)?;
-    let known = DC_HOOK_BLOCKS | DC_HOOK_EACH | DC_HOOK_MODEL;
+    let blocks = DC_HOOK_BLOCKS | DC_HOOK_EACH;
+    let known = blocks | DC_HOOK_LAYERS | DC_HOOK_MODEL | DC_HOOK_GUIDE;
     if e.hooks == 0 || e.hooks & !known != 0 {
         bail!(
             Arg,
-            "hooks is {:#x}, required is one or more of DC_HOOK_BLOCKS (1), DC_HOOK_EACH (2) and \
-             DC_HOOK_MODEL (8)",
+            "hooks is {:#x}, required is one or more of DC_HOOK_BLOCKS (1), DC_HOOK_EACH (2), \
+             DC_HOOK_LAYERS (4), DC_HOOK_MODEL (8) and DC_HOOK_GUIDE (32)",
             e.hooks
         );
     }
+    let makes = |hooks| e.hooks & hooks != 0;
     if e.flags & !DC_ENGINE_KEEPS_INPUT != 0 {
         bail!(Arg, "flags is {:#x}, known is DC_ENGINE_KEEPS_INPUT (1)", e.flags);
     }
-    let blocks = e.hooks & (DC_HOOK_BLOCKS | DC_HOOK_EACH) != 0;
-    if e.n_blocks > 1 << 20 || (blocks && e.n_blocks == 0) {
+    if e.n_blocks > 1 << 20 || (makes(blocks) && e.n_blocks == 0) {
         bail!(Arg, "n_blocks is {}, required is 1 to {}", e.n_blocks, 1 << 20);
     }
-    if e.n_layers != 0 {
-        bail!(Version, "n_layers is {}, this version has no layer hooks", e.n_layers);
+    let layers = e.n_layers != 0;
+    if e.n_layers > 1 << 20 || layers != makes(DC_HOOK_LAYERS) {
+        let hook = if layers { "without" } else { "with" };
+        bail!(
+            Arg,
+            "n_layers is {}, required is 1 to {} with DC_HOOK_LAYERS and 0 without; hooks is {hook} it",
+            e.n_layers,
+            1 << 20
+        );
     }
     let max = DC_MAX_BRANCHES;
     if e.n_branches == 0 || e.n_branches as usize > max {
@@ -268,17 +280,34 @@ pub unsafe fn engine(from: *const dc_engine_t) -> Result<Facts> {
         (Some(_), None) => bail!(Arg, "mem_alloc is set and mem_free is null: both or neither"),
         (None, Some(_)) => bail!(Arg, "mem_free is set and mem_alloc is null: both or neither"),
     };
+    if e.uncond_branch as usize >= max {
+        bail!(Arg, "uncond_branch is {}, allowed is below {max}", e.uncond_branch);
+    }
+    if e.reserved0 != 0 {
+        bail!(Version, "reserved0 is {}, it must be 0", e.reserved0);
+    }
     let label = text_of(&e.label);
     let engine = Engine {
         n_blocks: e.n_blocks.max(1),
+        n_layers: e.n_layers,
         n_branches: e.n_branches as usize,
+        uncond: e.uncond_branch as usize,
         max_stacked: e.max_stacked as usize,
         measure: e.measure,
         keeps_input: e.flags & DC_ENGINE_KEEPS_INPUT != 0,
         reduce: e.reduce.map(|reduce| Reducer { reduce, user: e.reduce_user }),
         label,
     };
-    let hooks = Hooks { blocks, model: e.hooks & DC_HOOK_MODEL != 0 };
+    let hooks = Hooks {
+        blocks: makes(blocks),
+        each_block: makes(DC_HOOK_EACH),
+        layers: makes(DC_HOOK_LAYERS),
+        model: makes(DC_HOOK_MODEL),
+        guide: makes(DC_HOOK_GUIDE),
+        n_blocks: engine.n_blocks,
+        n_branches: engine.n_branches,
+        uncond: engine.uncond,
+    };
     let (budget, threads) = (e.memory_budget, e.n_threads as usize);
     Ok(Facts { engine, hooks, allocator, budget, threads })
 }
@@ -344,9 +373,10 @@ fn place<T: PartialEq>(value: &T, choices: &[T]) -> u32 {
 
 // In the order of the C values.
 const RULES: [When; 3] = [When::None, When::Change, When::Schedule];
-const SCOPES: [Where; 2] = [Where::Stack, Where::Model];
-const ESTIMATORS: [What; 3] = [What::Hold, What::Taylor, What::Newton];
-const COMPATS: [Compat; 2] = [Compat::None, Compat::Diffusers];
+const SCOPES: [Where; 4] = [Where::Stack, Where::Model, Where::Block, Where::Layers];
+const ESTIMATORS: [What; 6] =
+    [What::Hold, What::Taylor, What::Newton, What::Hermite, What::Linear, What::FoCa];
+const COMPATS: [Compat; 3] = [Compat::None, Compat::Diffusers, Compat::Paper];
 const DTYPES: [Option<Dtype>; 4] = [None, Some(Dtype::F32), Some(Dtype::F16), Some(Dtype::Bf16)];
 const SWITCH: [bool; 2] = [false, true];
 
@@ -361,14 +391,26 @@ pub unsafe fn options(from: *const dc_options_t) -> Result<Options> {
     let Some((preset, _)) = PRESETS.iter().find(|(name, _)| *name == named) else {
         bail!(Arg, "preset is '{named}', which is no preset's name");
     };
-    let later = o.interval.iter().all(|n| *n == 0)
-        && o.window.iter().flatten().chain(&o.guide_window).all(|x| *x == 0.0)
-        && (o.guide_interval, o.guide_low, o.guide_high) == (0, 0.0, 0.0)
-        && (o.n_table, o.reserved0) == (0, 0)
+    let known = Kind::ALL.len();
+    let later = o.kind_every[known..].iter().chain(&o.kind_layers[known..]).all(|n| *n == 0)
+        && o.kind_window[known..].iter().flatten().all(|x| *x == 0.0)
+        && (o.n_table, o.reserved0, o.reserved1) == (0, 0, 0)
         && o.table.iter().all(|x| *x == 0.0);
     if !later {
-        bail!(Version, "interval, window, guide_* and table are not used by this version: leave 0");
+        bail!(
+            Version,
+            "table and the kinds from {known} on are not used by this version, and reserved0 and \
+             reserved1 never: leave 0"
+        );
     }
+    if o.n_mlp_at as usize > DC_MAX_MARKS {
+        bail!(Arg, "n_mlp_at is {}, allowed is 0 to {DC_MAX_MARKS}", o.n_mlp_at);
+    }
+    let of_kind = |kind: usize| OfKind {
+        every: every(o.kind_every[kind]),
+        window: window(o.kind_window[kind]),
+        layers: every(o.kind_layers[kind]),
+    };
     if o.mask_len as usize > DC_MAX_STEPS {
         bail!(Arg, "mask_len is {}, allowed is 0 to {DC_MAX_STEPS}", o.mask_len);
     }
@@ -401,7 +443,38 @@ pub unsafe fn options(from: *const dc_options_t) -> Result<Options> {
         max_run_error: bound("max_run_error", o.max_run_error)?,
         max_gain: bound("max_gain", o.max_gain)?,
         mask: mask.iter().map(|byte| *byte == 1).collect(),
+        every: every(o.every),
+        window: window(o.window),
+        kinds: std::array::from_fn(of_kind),
+        mlp_at: o.mlp_at[..o.n_mlp_at as usize].to_vec(),
+        mlp_skips: o.mlp_skips,
+        cond_only: choice("cond_only", o.cond_only, &SWITCH)?,
+        weight: Span(o.weight[0], o.weight[1]),
+        scale: o.scale,
+        guidance: OfGuidance {
+            every: every(o.guide_every),
+            window: window(o.guide_window),
+            low: o.guide_low,
+            low_window: window(o.guide_low_window),
+            high: o.guide_high,
+            high_window: window(o.guide_high_window),
+            max_growth: limit(o.guide_max_growth),
+        },
     })
+}
+
+/// 0 is not set.
+fn every(value: u32) -> Option<u32> {
+    (value != 0).then_some(value)
+}
+
+/// Both 0 is not set.
+fn window(value: [f64; 2]) -> Option<Span> {
+    (value != [0.0, 0.0]).then_some(Span(value[0], value[1]))
+}
+
+fn window_to_c(window: Option<Span>) -> [f64; 2] {
+    window.map_or([0.0; 2], |Span(low, high)| [low, high])
 }
 
 pub fn options_to_c(options: &Options) -> dc_options_t {
@@ -410,6 +483,10 @@ pub fn options_to_c(options: &Options) -> dc_options_t {
     preset.iter_mut().zip(name).for_each(|(to, from)| *to = from as c_char);
     let mut mask = [0; DC_MAX_STEPS];
     mask.iter_mut().zip(&options.mask).for_each(|(to, from)| *to = u8::from(*from));
+    let mut mlp_at = [0.0; DC_MAX_MARKS];
+    mlp_at.iter_mut().zip(&options.mlp_at).for_each(|(to, from)| *to = *from);
+    let guidance = &options.guidance;
+    let kind = |index: usize| options.kinds.get(index).copied().unwrap_or_default();
     dc_options_t {
         struct_size: size_of::<dc_options_t>() as u32,
         magic: OPTIONS_MAGIC,
@@ -436,13 +513,26 @@ pub fn options_to_c(options: &Options) -> dc_options_t {
         max_error: bound_to_c(options.max_error),
         max_run_error: bound_to_c(options.max_run_error),
         max_gain: bound_to_c(options.max_gain),
-        interval: [0; DC_MAX_KINDS],
-        window: [[0.0; 2]; DC_MAX_KINDS],
-        guide_interval: 0,
+        every: options.every.unwrap_or(0),
+        cond_only: u32::from(options.cond_only),
+        window: window_to_c(options.window),
+        kind_every: std::array::from_fn(|k| kind(k).every.unwrap_or(0)),
+        kind_layers: std::array::from_fn(|k| kind(k).layers.unwrap_or(0)),
+        kind_window: std::array::from_fn(|k| window_to_c(kind(k).window)),
+        mlp_at,
+        n_mlp_at: options.mlp_at.len() as u32,
+        mlp_skips: options.mlp_skips,
+        weight: [options.weight.0, options.weight.1],
+        scale: options.scale,
+        guide_every: guidance.every.unwrap_or(0),
+        guide_max_growth: limit_to_c(guidance.max_growth),
+        guide_window: window_to_c(guidance.window),
+        guide_low: guidance.low,
+        guide_high: guidance.high,
+        guide_low_window: window_to_c(guidance.low_window),
+        guide_high_window: window_to_c(guidance.high_window),
         mask_len: options.mask.len() as u32,
-        guide_window: [0.0; 2],
-        guide_low: 0.0,
-        guide_high: 0.0,
+        reserved1: 0,
         mask,
         n_table: 0,
         reserved0: 0,
@@ -531,66 +621,67 @@ pub unsafe fn tensors(name: &str, from: *const dc_tensor_t, n: usize) -> Result<
     Ok(given)
 }
 
-/// Each branch's shapes with ids, for the policy's hook.
-///
+pub fn kind(kind: dc_kind_t) -> Result<Kind> {
+    match Kind::ALL.get(kind as usize) {
+        Some(kind) => Ok(*kind),
+        None => bail!(
+            Arg,
+            "kind is {kind}, known are DC_KIND_SPATIAL (0), TEMPORAL (1), CROSS (2) and MLP (3)"
+        ),
+    }
+}
+
 /// # Safety
 /// `from` is null or points to `n` rows whose tensors are as their counts say.
-pub unsafe fn shapes(
-    from: *const dc_shape_t,
-    n: usize,
-    n_branches: usize,
-    model: bool,
-) -> Result<Vec<Vec<(u32, Shape)>>> {
+pub unsafe fn layouts(from: *const dc_shape_t, n: usize, n_branches: usize) -> Result<Vec<Layout>> {
     if from.is_null() && n > 0 {
         bail!(Arg, "shapes is null, and there are {n}");
     }
     let rows = if n == 0 { &[][..] } else { unsafe { std::slice::from_raw_parts(from, n) } };
-    let mut common = None;
-    let mut own = vec![None; n_branches];
-    for (k, row) in rows.iter().enumerate() {
-        let read = || -> Result<Vec<(u32, Shape)>> {
-            if row.kind != 0 || row.count > 1 || row.reserved0 != 0 {
-                bail!(Version, "kind, count and reserved0 are for layers: leave 0");
-            }
-            let tensors = unsafe { tensor_slice("tensors", row.tensors, row.n as usize)? };
-            let shape = |t: &dc_tensor_t| {
-                let tensor = tensor(t)?;
-                // No element is touched through this view.
-                Ok((t.id, unsafe { tensor.rows(0, 1) }.shape()))
-            };
-            tensors.iter().map(shape).collect()
-        };
-        let read = read().map_err(|error| error.within(&format!("shapes[{k}]")))?;
-        let for_model = match row.hook {
-            DC_HOOK_BLOCKS | DC_HOOK_EACH => false,
-            DC_HOOK_MODEL => true,
-            other => bail!(Arg, "shapes[{k}]: hook is {other}, allowed is one of 1, 2 and 8"),
-        };
-        if for_model != model {
-            continue;
-        }
-        match row.branch {
-            u32::MAX => common = Some(read),
-            branch => match own.get_mut(branch as usize) {
-                Some(own) => *own = Some(read),
-                None => bail!(Arg, "shapes[{k}]: branch is {branch}, n_branches is {n_branches}"),
-            },
-        }
+    let layout = |(k, row): (usize, &dc_shape_t)| {
+        let layout = unsafe { layout(row, n_branches) };
+        layout.map_err(|error| error.within(&format!("shapes[{k}]")))
+    };
+    rows.iter().enumerate().map(layout).collect()
+}
+
+/// # Safety
+/// The row's tensors are as their count says.
+unsafe fn layout(row: &dc_shape_t, n_branches: usize) -> Result<Layout> {
+    let of = match row.hook {
+        DC_HOOK_BLOCKS | DC_HOOK_EACH => Unit::Block,
+        DC_HOOK_LAYERS => Unit::Layer(kind(row.kind)?),
+        DC_HOOK_MODEL => Unit::Model,
+        DC_HOOK_GUIDE => Unit::Uncond,
+        other => bail!(Arg, "hook is {other}, allowed is one of 1, 2, 4, 8 and 32"),
+    };
+    if row.reserved0 != 0 {
+        bail!(Version, "reserved0 is {}, it must be 0", row.reserved0);
     }
-    let hook = if model { "DC_HOOK_MODEL" } else { "DC_HOOK_BLOCKS" };
-    let missing = own.iter().position(|own| own.is_none() && common.is_none());
-    if let Some(branch) = missing {
-        bail!(Arg, "shapes has no row of {hook} for branch {branch}");
+    if !matches!(of, Unit::Layer(_)) && (row.kind != 0 || row.count > 1) {
+        let (kind, count) = (row.kind, row.count);
+        bail!(Arg, "kind is {kind} and count is {count}: they are for DC_HOOK_LAYERS, leave 0");
     }
-    let rows = own.into_iter().map(|own| own.or_else(|| common.clone()).unwrap_or_default());
-    Ok(rows.collect())
+    if row.count > 1 << 20 {
+        bail!(Arg, "count is {}, allowed is up to {}", row.count, 1 << 20);
+    }
+    let branch = match row.branch {
+        u32::MAX => None,
+        branch if (branch as usize) < n_branches => Some(branch as usize),
+        branch => bail!(Arg, "branch is {branch}, n_branches is {n_branches}"),
+    };
+    let tensors = unsafe { tensor_slice("tensors", row.tensors, row.n as usize)? };
+    // No element is touched through this view.
+    let shape = |t: &dc_tensor_t| Ok(unsafe { tensor(t)?.rows(0, 1) }.shape());
+    let tensors = tensors.iter().map(shape).collect::<Result<_>>()?;
+    Ok(Layout { of, branch, count: row.count.max(1), tensors })
 }
 
 // ---- run and pass ----
 
 /// # Safety
 /// As [`read`]; `timesteps` and `shapes` have as many elements as their counts say.
-pub unsafe fn run(from: *const dc_run_t, n_branches: usize, model: Option<bool>) -> Result<Run> {
+pub unsafe fn run(from: *const dc_run_t, n_branches: usize) -> Result<Run> {
     let r = unsafe { read(from)? };
     let known = |n: u32| (n != 0).then_some(n);
     let end = if r.end_step == 0 { r.n_steps } else { r.end_step };
@@ -600,13 +691,14 @@ pub unsafe fn run(from: *const dc_run_t, n_branches: usize, model: Option<bool>)
     if end != 0 && r.first_step >= end {
         bail!(Arg, "first_step is {}, allowed is below the run's end, {end}", r.first_step);
     }
+    let max = r.timestep_max;
+    let bad = !(max.is_finite() && max >= 0.0);
+    if bad || (max == 0.0 && !r.timesteps.is_null()) {
+        bail!(Arg, "timestep_max is {max}, required is a number above 0, or 0 without timesteps");
+    }
     let timesteps = if r.timesteps.is_null() {
         Vec::new()
     } else {
-        let max = r.timestep_max;
-        if !(max.is_finite() && max > 0.0) {
-            bail!(Arg, "timestep_max is {max}, with timesteps it is required: above 0");
-        }
         if r.n_steps == 0 {
             bail!(Arg, "n_steps is 0, but timesteps are given: one for each step");
         }
@@ -618,16 +710,17 @@ pub unsafe fn run(from: *const dc_run_t, n_branches: usize, model: Option<bool>)
     if r.n_shapes > 0 && r.shapes.is_null() {
         bail!(Arg, "shapes is null, n_shapes is {}", r.n_shapes);
     }
-    let shapes = match model.filter(|_| r.n_shapes > 0) {
-        Some(model) => Some(unsafe { shapes(r.shapes, r.n_shapes as usize, n_branches, model)? }),
-        None => None,
+    let layouts = match r.n_shapes {
+        0 => None,
+        n => Some(unsafe { layouts(r.shapes, n as usize, n_branches)? }),
     };
     Ok(Run {
         n_steps: known(r.n_steps),
         first_step: r.first_step,
         end_step: known(r.end_step),
         timesteps,
-        shapes,
+        timestep_max: (max > 0.0).then_some(max),
+        layouts,
         stream: r.stream,
     })
 }
@@ -676,6 +769,11 @@ pub fn reason(reason: Reason) -> dc_reason_t {
         Reason::Shared => DC_REASON_SHARED,
         Reason::Error => DC_REASON_ERROR,
         Reason::Age => DC_REASON_AGE,
+        Reason::Interval => DC_REASON_INTERVAL,
+        Reason::Window => DC_REASON_WINDOW,
+        Reason::Unlisted => DC_REASON_UNLISTED,
+        Reason::Guidance => DC_REASON_GUIDANCE,
+        Reason::Timestep => DC_REASON_TIMESTEP,
     };
     reason as u32
 }
@@ -698,7 +796,8 @@ const _: () = {
     assert!(DC_MAX_DIMS == crate::ops::MAX_DIMS);
     assert!(DC_MAX_BRANCHES == cache::MAX_BRANCHES);
     assert!(DC_MAX_STEPS == crate::options::MAX_STEPS);
-    assert!(DC_MODEL == cache::MODEL);
+    assert!(DC_MODEL == cache::MODEL && DC_UNCOND == cache::UNCOND);
+    assert!(DC_MAX_MARKS == crate::rule::MAX_MARKS && DC_MAX_KINDS >= Kind::ALL.len());
     assert!(DC_PASS_LAST == cache::flag::LAST && DC_PASS_COMPUTE == cache::flag::COMPUTE);
     assert!(DC_PASS_FORGET == cache::flag::FORGET && DC_PASS_TIMESTEP == cache::flag::TIMESTEP);
 };

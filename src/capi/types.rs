@@ -14,6 +14,8 @@ pub const DC_MAX_TENSORS: usize = 4;
 pub const DC_MAX_BRANCHES: usize = 8;
 /// Room for kinds of layers.
 pub const DC_MAX_KINDS: usize = 8;
+/// Most timesteps in dc_options_t::mlp_at.
+pub const DC_MAX_MARKS: usize = 16;
 /// Longest step mask.
 pub const DC_MAX_STEPS: usize = 256;
 /// Longest table of coefficients.
@@ -27,14 +29,20 @@ pub const DC_AUTO: u32 = 0xffff_fffe;
 
 /// Instead of a block number: the whole evaluation, latents in, prediction out.
 pub const DC_MODEL: u32 = 0xffff_ffff;
+/// Instead of a block number, for dc_cache_peek and in the trace: the unconditional branch.
+pub const DC_UNCOND: u32 = 0xffff_fffe;
 
 /// dc_engine_t::hooks: before and after the boundary blocks: 0, front_blocks, n_blocks -
 /// back_blocks, and the last.
 pub const DC_HOOK_BLOCKS: u32 = 1;
 /// dc_engine_t::hooks: before and after every block.
 pub const DC_HOOK_EACH: u32 = 2;
+/// dc_engine_t::hooks: dc_cache_before_layer and dc_cache_after_layer.
+pub const DC_HOOK_LAYERS: u32 = 4;
 /// dc_engine_t::hooks: before and after DC_MODEL.
 pub const DC_HOOK_MODEL: u32 = 8;
+/// dc_engine_t::hooks: dc_cache_before_uncond and dc_cache_after_uncond.
+pub const DC_HOOK_GUIDE: u32 = 32;
 
 /// dc_engine_t::flags: with front_blocks 1, the tensors given to before_block(0) as `in` and to
 /// after_block(0) stand unchanged until before_block(1) has returned. Saves one copy a pass, and
@@ -117,7 +125,23 @@ pub enum dc_dtype {
     DC_BF16 = 3,
 }
 
-/// When: what decides, beside the limits and the mask. A pass is skipped when all agree.
+/// What a layer does; an index into dc_options_t::kind_every and its like.
+pub type dc_kind_t = u32;
+/// Values of dc_kind_t, with their names in text options.
+#[repr(C)]
+pub enum dc_kind {
+    /// "spatial": attention within a picture or frame, and joint attention over picture and text.
+    DC_KIND_SPATIAL = 0,
+    /// "temporal": attention across frames.
+    DC_KIND_TEMPORAL = 1,
+    /// "cross": attention to the text.
+    DC_KIND_CROSS = 2,
+    /// "mlp": the feed-forward part of a block.
+    DC_KIND_MLP = 3,
+}
+
+/// When: what decides, beside the limits, intervals, windows and the mask. A pass is skipped when
+/// all agree.
 pub type dc_rule_t = u32;
 /// Values of dc_rule_t.
 #[repr(C)]
@@ -128,19 +152,23 @@ pub enum dc_rule {
     /// computed pass: sum|r - r_old| / sum|r_old| over the measured tensors. NaN, infinity and 0/0
     /// compute.
     DC_RULE_CHANGE = 1,
-    /// Skip where the mask has a 0.
+    /// Skip wherever intervals, windows and the mask allow it.
     DC_RULE_SCHEDULE = 2,
 }
 
-/// Where: which part of the model is left out as one.
+/// Where: which values are left out together.
 pub type dc_scope_t = u32;
 /// Values of dc_scope_t.
 #[repr(C)]
 pub enum dc_scope {
-    /// The blocks between the first front_blocks and the last back_blocks.
+    /// The blocks between the first front_blocks and the last back_blocks, as one value.
     DC_SCOPE_STACK = 0,
     /// DC_MODEL.
     DC_SCOPE_MODEL = 1,
+    /// The same blocks, each for itself.
+    DC_SCOPE_BLOCK = 2,
+    /// Layers; each kind has its own interval and window.
+    DC_SCOPE_LAYERS = 3,
 }
 
 /// What stands in for the skipped value, from the last ones computed.
@@ -154,6 +182,12 @@ pub enum dc_estimator {
     DC_ESTIMATOR_TAYLOR = 1,
     /// The polynomial through the last `order` + 1, exact whatever the gaps between their steps.
     DC_ESTIMATOR_NEWTON = 2,
+    /// HiCache: the last `order` + 1, as Hermite polynomials of backward differences; `scale` damps.
+    DC_ESTIMATOR_HERMITE = 3,
+    /// FasterCache: the newest, and `weight` times the slope of the last two.
+    DC_ESTIMATOR_LINEAR = 4,
+    /// FoCa: half the slope of the last two computed, and half that of the last two of any kind.
+    DC_ESTIMATOR_FOCA = 5,
 }
 
 /// Whose behaviour, quirks included.
@@ -163,9 +197,17 @@ pub type dc_compat_t = u32;
 pub enum dc_compat {
     /// This library's own.
     DC_COMPAT_NONE = 0,
-    /// Hugging Face diffusers' FirstBlockCache: limits left to "auto" are off, a change equal to the
+    /// Hugging Face diffusers. Limits left to "auto" are off. FirstBlockCache: a change equal to the
     /// threshold, NaN and 0/0 skip, and every intermediate is rounded to the tensors' dtype.
+    /// TaylorSeer: the interval is counted from the second step after the warm-up, and the ladder of
+    /// differences is kept in history_dtype (diffusers' own default is bf16) with a rounding for
+    /// each operation. FasterCache: predictions enter the pair that the next is made from. Branches
+    /// never mix, which in diffusers they do.
     DC_COMPAT_DIFFUSERS = 1,
+    /// The method's original code, where it differs: limits left to "auto" are off; TaylorSeer's
+    /// differences begin two steps before the end of the warm-up; FasterCache and FoCa do not count
+    /// the gaps between steps.
+    DC_COMPAT_PAPER = 2,
 }
 
 /// How much to say.
@@ -221,6 +263,16 @@ pub enum dc_reason {
     DC_REASON_ERROR,
     /// What is kept is older than max_age.
     DC_REASON_AGE,
+    /// The interval's turn to compute.
+    DC_REASON_INTERVAL,
+    /// The timestep is outside the window.
+    DC_REASON_WINDOW,
+    /// No listed timestep came just before (mlp_at).
+    DC_REASON_UNLISTED,
+    /// The unconditional branch runs in this step (cond_only).
+    DC_REASON_GUIDANCE,
+    /// A window needs a timestep, and the engine did not tell it.
+    DC_REASON_TIMESTEP,
 }
 
 /// A cache for one model, or one request. Opaque: an index and a generation, not an address, so a
@@ -271,7 +323,7 @@ pub struct dc_engine_t {
     /// Units the engine can run or leave out, in running order. Required unless hooks is
     /// DC_HOOK_MODEL alone.
     pub n_blocks: u32,
-    /// For layer hooks, which this version does not have: 0.
+    /// Layer numbers are below this. Required with DC_HOOK_LAYERS, else 0.
     pub n_layers: u32,
     /// Branch numbers are below this. Default 1, at most DC_MAX_BRANCHES.
     pub n_branches: u32,
@@ -304,9 +356,11 @@ pub struct dc_engine_t {
     >,
     pub mem_user: *mut c_void,
     /// Adds `n` doubles over the ranks that must agree on every decision, in place. Called on every
-    /// rank exactly once per pass that could be skipped by facts all ranks share (limits, mask,
-    /// flags), also by a rank on which something failed: it votes against. Only a pass that
-    /// dc_cache_begin_pass refuses for its arguments does not vote. 0 = success.
+    /// rank exactly once per pass that could be skipped by facts all ranks share (limits, schedule,
+    /// flags), and for layers once per kind, at the first layer of the pass; also by a rank on which
+    /// something failed: it votes against. Only a pass that dc_cache_begin_pass refuses for its
+    /// arguments does not vote, nor does guidance: its schedule is the same on all ranks, and with
+    /// shapes given to dc_cache_begin_run nothing in it can fail on one of them. 0 = success.
     pub reduce: Option<
         unsafe extern "C-unwind" fn(
             user: *mut c_void,
@@ -318,10 +372,15 @@ pub struct dc_engine_t {
     pub reduce_user: *mut c_void,
     /// Begins every log line of this cache.
     pub label: [c_char; 32],
+    /// The branch that guidance may leave out. Default 1.
+    pub uncond_branch: u32,
+    /// Must be 0.
+    pub reserved0: u32,
 }
 
 /// What the USER wants: chosen per request, all of it reachable from text by the names of these
-/// fields. Start with dc_options_init(). Holds no pointers.
+/// fields, or, for the later ones, by the name that stands in quotes with them. Start with
+/// dc_options_init(). Holds no pointers.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct dc_options_t {
@@ -331,13 +390,14 @@ pub struct dc_options_t {
     pub preset: [c_char; 24],
     /// "none", "change", "schedule".
     pub rule: dc_rule_t,
-    /// "stack", "model".
+    /// "stack", "block", "layers", "model".
     pub scope: dc_scope_t,
-    /// "hold", "taylor", "newton".
+    /// "hold", "taylor", "newton", "hermite", "linear", "foca".
     pub estimator: dc_estimator_t,
-    /// 1 (default) = keep output - input and add it to the new input; 0 = keep the output.
+    /// 1 = keep output - input and add it to the new input; 0 = keep the output, which is all that a
+    /// layer shows, and all that there is where the shapes of the two differ.
     pub on_residual: u32,
-    /// "none", "diffusers".
+    /// "none", "diffusers", "paper".
     pub compat: dc_compat_t,
     /// 1 = decide from the measurement one step back, so that nothing waits.
     pub lagged: u32,
@@ -355,7 +415,9 @@ pub struct dc_options_t {
     pub back_blocks: u32,
     /// Of the estimator, 0 to 4. Default 1.
     pub order: u32,
-    /// First steps of a run, computed. Auto: a tenth of the run, at least 2.
+    /// First steps of a run, computed. Intervals count from the last of them. Auto: where a change is
+    /// measured a tenth of the run, at least 2; else none. The same for all limits: a schedule has
+    /// none but those that are set.
     pub warmup_steps: u32,
     /// Within the warm-up only every n-th step must compute. Default 1.
     pub warmup_interval: u32,
@@ -373,20 +435,55 @@ pub struct dc_options_t {
     pub max_run_error: f64,
     /// Bound on the sum of the estimator's |weights|; above it a lower order is used. Auto: 4.
     pub max_gain: f64,
-    /// Not used by this version: leave 0.
-    pub interval: [u32; DC_MAX_KINDS],
-    /// Not used by this version: leave 0.
-    pub window: [[f64; 2]; DC_MAX_KINDS],
-    /// Not used by this version: leave 0.
-    pub guide_interval: u32,
+    /// Compute every n-th step; 0 ("none") = no interval, 1 = every step. For layers this is what a
+    /// kind has that has no interval of its own.
+    pub every: u32,
+    /// 1 = layers are skipped only in steps in which guidance leaves the unconditional branch out.
+    /// Nothing is then kept of that branch. Without effect if guidance is off.
+    pub cond_only: u32,
+    /// Skip only while window[0] < timestep / timestep_max < window[1], so 1 is pure noise; as text
+    /// "0.1:0.8". Both 0 ("none") = always. For layers this is what a kind has that has none itself.
+    pub window: [f64; 2],
+    /// "spatial.every", "temporal.every", "cross.every", "mlp.every": of a kind. 0 ("auto") = every.
+    pub kind_every: [u32; DC_MAX_KINDS],
+    /// "spatial.layers" and so on: only so many layers of the kind, the first that the engine asks
+    /// about. 0 ("all") = all.
+    pub kind_layers: [u32; DC_MAX_KINDS],
+    /// "spatial.window" and so on. Both 0 ("auto") = window.
+    pub kind_window: [[f64; 2]; DC_MAX_KINDS],
+    /// "mlp.at": timesteps, as fractions of timestep_max, at which MLP outputs are kept for the next
+    /// mlp_skips steps, and at no others; each is met by the first step at or below it. "mlp.every"
+    /// then has no default. As text "0.72:0.64".
+    pub mlp_at: [f64; DC_MAX_MARKS],
+    /// Timesteps in mlp_at.
+    pub n_mlp_at: u32,
+    /// "mlp.skips". Default 2.
+    pub mlp_skips: u32,
+    /// Of estimator "linear": at the first and at the last step of the run; as text "0.5", or
+    /// "0.2:0.8" if they differ.
+    pub weight: [f64; 2],
+    /// Of estimator "hermite", above 0. Default 0.5.
+    pub scale: f64,
+    /// "guidance.every": compute the unconditional branch every n-th step, and estimate it in the
+    /// others as cond + high * d + (low - high) * LP(d): d is uncond - cond of the last computed
+    /// step, LP its low frequencies, up to a fifth of the shorter side of the planes, which are the
+    /// last two dimensions. 0 ("none"), 1 = it always computes.
+    pub guide_every: u32,
+    /// "guidance.max_growth": low and high grow with every skipped step in a row, up to this power.
+    /// Auto: 4; DC_NONE with compat.
+    pub guide_max_growth: u32,
+    /// "guidance.window": where the branch may be left out.
+    pub guide_window: [f64; 2],
+    /// "guidance.low", "guidance.high": factors; 1 = none.
+    pub guide_low: f64,
+    pub guide_high: f64,
+    /// "guidance.low_window", "guidance.high_window": where they are not 1.
+    pub guide_low_window: [f64; 2],
+    pub guide_high_window: [f64; 2],
     /// Steps in `mask`.
     pub mask_len: u32,
-    /// Not used by this version: leave 0.
-    pub guide_window: [f64; 2],
-    /// Not used by this version: leave 0.
-    pub guide_low: f64,
-    /// Not used by this version: leave 0.
-    pub guide_high: f64,
+    /// Must be 0.
+    pub reserved1: u32,
     /// 1 = compute, 0 = may be skipped, counted from step 0 of the full schedule. Steps past the end
     /// may be skipped. As text: "mask=11101001".
     pub mask: [u8; DC_MAX_STEPS],
@@ -398,18 +495,20 @@ pub struct dc_options_t {
     pub table: [f64; DC_MAX_TABLE],
 }
 
-/// The tensors of the engine's blocks, so that memory is exact before the first pass. `data` of the
-/// tensors is ignored.
+/// What the engine's tensors look like, so that memory is exact before the first pass: a row for the
+/// blocks, a row for each kind and shape of layer, a row for the model's output or for a prediction
+/// of guidance, as far as the method needs them; others are ignored. `data` of the tensors is too.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct dc_shape_t {
-    /// One DC_HOOK_* bit: BLOCKS or EACH for blocks, MODEL for the model's output.
+    /// One DC_HOOK_* bit: BLOCKS or EACH for blocks, LAYERS, MODEL for the model's output, GUIDE for a
+    /// prediction of one branch.
     pub hook: u32,
-    /// For layer hooks: 0.
-    pub kind: u32,
+    /// With DC_HOOK_LAYERS; else 0.
+    pub kind: dc_kind_t,
     /// One branch, or UINT32_MAX for each that has no row of its own.
     pub branch: u32,
-    /// For layer hooks: 0 or 1.
+    /// Layers of this kind and shape. Else 0 or 1.
     pub count: u32,
     /// One branch's rows.
     pub tensors: *const dc_tensor_t,
@@ -430,9 +529,9 @@ pub struct dc_run_t {
     pub first_step: u32,
     /// One past this run's last step; 0 = n_steps.
     pub end_step: u32,
-    /// n_steps values, copied; null = none.
+    /// n_steps values, copied; null = none. Windows need them, here or with each pass.
     pub timesteps: *const f32,
-    /// Their value at pure noise: 1000, or 1 for flow sigmas. Required with timesteps.
+    /// Their value at pure noise: 1000, or 1 for flow sigmas. Required with timesteps, and by windows.
     pub timestep_max: f32,
     /// 0 = memory is taken in the first computed pass of each branch.
     pub n_shapes: u32,
@@ -472,16 +571,14 @@ pub struct dc_stats_t {
     pub passes: u64,
     /// Something was left out.
     pub passes_skipped: u64,
-    /// By arithmetic: a skipped pass leaves out the blocks between front and back.
+    /// A skipped pass leaves out the blocks between front and back, or some of them.
     pub blocks_computed: u64,
     pub blocks_skipped: u64,
-    /// 0 in this version.
+    /// Of the layers that the method is for.
     pub layers_computed: u64,
-    /// 0 in this version.
     pub layers_skipped: u64,
-    /// 0 in this version.
+    /// Answers of dc_cache_before_uncond.
     pub uncond_computed: u64,
-    /// 0 in this version.
     pub uncond_skipped: u64,
     /// Measurements that were NaN or infinite.
     pub not_finite: u64,
@@ -509,7 +606,8 @@ pub struct dc_stats_t {
 pub struct dc_trace_t {
     pub step: u32,
     pub branch: u32,
-    /// First block that could be skipped, or DC_MODEL.
+    /// First block that could be skipped, DC_KIND(kind) for all layers of a kind, DC_UNCOND or
+    /// DC_MODEL.
     pub unit: u32,
     pub action: dc_action_t,
     pub reason: dc_reason_t,

@@ -9,7 +9,7 @@ impl Estimator for Hold {
         1
     }
 
-    fn weights(&self, _: &[f64], _: f64) -> Weights {
+    fn weights(&self, _: &Kept, _: Wanted) -> Weights {
         Weights::unit(0)
     }
 }

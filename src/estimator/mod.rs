@@ -1,14 +1,28 @@
 //! WHAT stands in for a skipped value?
 //!
-//! An estimator sees step numbers, never tensors: when each kept value was computed, and which step
-//! is wanted. It answers with one weight per kept value, newest first; [`ops`](crate::ops) then
-//! forms `a*x + sum_j c_j Y_j` in one pass over memory.
+//! An estimator sees step numbers, never tensors: when each kept value was made, and which step is
+//! wanted. It answers with one weight per kept value, newest first; [`ops`](crate::ops) then forms
+//! `a*x + sum_j c_j Y_j` in one pass over memory.
+//!
+//! Most kept values were computed. A recursive estimator (FoCa) builds on its own predictions;
+//! since a prediction is itself a sum of kept values, the recursion lives in the weights, and only
+//! the last prediction before a computed value has to be kept for real. That is the one *carried*
+//! value of a history.
+mod foca;
+mod hermite;
 mod hold;
+mod ladder;
+mod linear;
 mod polynomial;
 
+pub use foca::FoCa;
+pub use hermite::Hermite;
 pub use hold::Hold;
+pub use ladder::Ladder;
+pub use linear::{Chain, Linear, Ramp};
 pub use polynomial::{Basis, Polynomial};
 
+use crate::rule::Pass;
 use std::fmt::Debug;
 
 /// Most values a history can keep.
@@ -43,11 +57,107 @@ impl Weights {
     }
 }
 
+/// A kept value: the step it belongs to, and whether it is a carried prediction.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Anchor {
+    pub step: f64,
+    pub carried: bool,
+}
+
+impl Anchor {
+    pub fn computed(step: f64) -> Self {
+        Self { step, carried: false }
+    }
+}
+
+/// What an estimator forecasts from.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept<'a> {
+    /// Newest first, their steps strictly falling; at least one.
+    pub anchors: &'a [Anchor],
+    /// The last two predictions since the newest anchor, newest first, as weights over the anchors;
+    /// of recursive estimators only.
+    pub predicted: &'a [Weights],
+}
+
+impl Kept<'_> {
+    fn step(&self, index: usize) -> f64 {
+        self.anchors[index].step
+    }
+}
+
+/// What is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// Counted from the run's first, as those of the anchors. After all of them.
+    pub step: f64,
+    /// 0 at the run's first step, 1 at its last; `None` if its length is unknown.
+    pub progress: Option<f64>,
+}
+
+impl Wanted {
+    pub fn of(pass: &Pass) -> Self {
+        Self { step: f64::from(pass.position()), progress: pass.progress() }
+    }
+}
+
+/// What a history keeps of the values it is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// The values.
+    Values,
+    /// Their ladder of backward quotients: the newest value, and differences over the gaps between
+    /// the newest two. Compat modes, which must round as the original does.
+    Ladder {
+        /// Every gap counts as one step.
+        unit: bool,
+        /// Predictions enter like computed values.
+        fed: bool,
+    },
+}
+
 pub trait Estimator: Debug + Send + Sync {
     /// Values to keep; 1 to [`MAX_HISTORY`].
     fn capacity(&self) -> usize;
 
-    /// Weights for step `now`. `steps` are those of the kept values, newest first, strictly
-    /// falling, at least one, all before `now`. Pure.
-    fn weights(&self, steps: &[f64], now: f64) -> Weights;
+    /// Pure.
+    fn weights(&self, kept: &Kept, wanted: Wanted) -> Weights;
+
+    fn form(&self) -> Form {
+        Form::Values
+    }
+
+    /// Builds on its own predictions.
+    fn is_recursive(&self) -> bool {
+        false
+    }
+
+    /// Needs to know how far the run has come.
+    fn needs_progress(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+mod testing {
+    use super::*;
+
+    /// Weights from computed values at these steps, newest first.
+    pub fn weights(estimator: &impl Estimator, steps: &[f64], now: f64) -> Weights {
+        let anchors: Vec<_> = steps.iter().map(|step| Anchor::computed(*step)).collect();
+        let kept = Kept { anchors: &anchors, predicted: &[] };
+        estimator.weights(&kept, Wanted { step: now, progress: None })
+    }
+
+    pub fn assert_close(got: Weights, expected: &[f64]) {
+        for (i, expected) in expected.iter().enumerate() {
+            assert!((got.0[i] - expected).abs() < 5e-5, "{i}: {} is not {expected}", got.0[i]);
+        }
+        assert!(got.0[expected.len()..].iter().all(|c| *c == 0.0));
+    }
+
+    /// What the weights make of `f`, kept at these steps.
+    pub fn forecast(weights: Weights, steps: &[f64], f: impl Fn(f64) -> f64) -> f64 {
+        steps.iter().zip(weights.as_slice()).map(|(t, c)| c * f(*t)).sum()
+    }
 }

@@ -31,6 +31,9 @@ pub struct Polynomial {
     pub basis: Basis,
     /// Bound on `sum |c|`; a weight vector above it gives way to the next lower order.
     pub max_gain: Option<f64>,
+    /// Values of earlier steps do not count: the original TaylorSeer starts its ladder two steps
+    /// before the end of the warm-up.
+    pub since: u32,
 }
 
 impl Estimator for Polynomial {
@@ -38,59 +41,62 @@ impl Estimator for Polynomial {
         self.order + 1
     }
 
-    fn weights(&self, steps: &[f64], now: f64) -> Weights {
-        let highest = self.order.min(steps.len() - 1);
+    fn weights(&self, kept: &Kept, wanted: Wanted) -> Weights {
+        let early = |anchor: &Anchor| anchor.step < f64::from(self.since);
+        let usable = kept.anchors.iter().position(early).unwrap_or(kept.anchors.len());
+        let highest = self.order.min(usable.saturating_sub(1));
         let of_order = |order: usize| match self.basis {
-            Basis::Taylor => ladder(&steps[..=order], now),
-            Basis::Newton => lagrange(&steps[..=order], now),
+            Basis::Taylor => ladder(&kept.anchors[..=order], wanted.step),
+            Basis::Newton => lagrange(&kept.anchors[..=order], wanted.step),
         };
         let tame = |weights: &Weights| self.max_gain.is_none_or(|max| weights.gain() <= max);
         (1..=highest).rev().map(of_order).find(tame).unwrap_or(Weights::unit(0))
     }
 }
 
-fn lagrange(steps: &[f64], now: f64) -> Weights {
-    let factor = |j: usize, m: usize| (now - steps[m]) / (steps[j] - steps[m]);
-    Weights::from_fn(steps.len(), |j| {
-        (0..steps.len()).filter(|&m| m != j).map(|m| factor(j, m)).product()
+fn lagrange(kept: &[Anchor], now: f64) -> Weights {
+    let factor = |j: usize, m: usize| (now - kept[m].step) / (kept[j].step - kept[m].step);
+    Weights::from_fn(kept.len(), |j| {
+        (0..kept.len()).filter(|&m| m != j).map(|m| factor(j, m)).product()
     })
 }
 
 /// `sum_k D_k x^k / k!`
-fn ladder(steps: &[f64], now: f64) -> Weights {
-    let x = now - steps[0];
+fn ladder(kept: &[Anchor], now: f64) -> Weights {
+    let x = now - kept[0].step;
     let mut term = 1.0;
-    (1..steps.len()).fold(Weights::unit(0), |sum, k| {
+    (1..kept.len()).fold(Weights::unit(0), |sum, k| {
         term *= x / k as f64;
-        sum.plus(term, quotient(steps, k, 0))
+        sum.plus(term, quotient(kept, k, 0))
     })
 }
 
 /// The ladder's `D_k` as it stood when value `at` was the newest: the difference of two `D_{k-1}`
 /// over the gap between the two newest values.
-fn quotient(steps: &[f64], k: usize, at: usize) -> Weights {
+pub(super) fn quotient(kept: &[Anchor], k: usize, at: usize) -> Weights {
     if k == 0 {
         return Weights::unit(at);
     }
-    let gap = steps[at] - steps[at + 1];
-    let (newer, older) = (quotient(steps, k - 1, at), quotient(steps, k - 1, at + 1));
+    let gap = kept[at].step - kept[at + 1].step;
+    let (newer, older) = (quotient(kept, k - 1, at), quotient(kept, k - 1, at + 1));
     Weights::from_fn(MAX_HISTORY, |i| (newer.0[i] - older.0[i]) / gap)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::testing::{self, assert_close, forecast};
     use super::*;
     use proptest::prelude::*;
 
     fn weights(order: usize, basis: Basis, steps: &[f64], now: f64) -> Weights {
-        Polynomial { order, basis, max_gain: None }.weights(steps, now)
+        testing::weights(&Polynomial { order, basis, max_gain: None, since: 0 }, steps, now)
     }
 
-    fn assert_close(got: Weights, expected: &[f64]) {
-        for (i, expected) in expected.iter().enumerate() {
-            assert!((got.0[i] - expected).abs() < 5e-5, "{i}: {} is not {expected}", got.0[i]);
-        }
-        assert!(got.0[expected.len()..].iter().all(|c| *c == 0.0));
+    #[test]
+    fn values_from_before_the_ladder_do_not_count() {
+        let late = Polynomial { order: 2, basis: Basis::Taylor, max_gain: None, since: 1 };
+        assert_eq!(testing::weights(&late, &[1.0, 0.0], 2.0), Weights::unit(0));
+        assert_close(testing::weights(&late, &[2.0, 1.0, 0.0], 4.0), &[3.0, -2.0]);
     }
 
     #[test]
@@ -117,9 +123,7 @@ mod tests {
             .chain([(10.0, 94.7), (11.0, 109.8)])
         {
             let kept: Vec<_> = updates.iter().rev().copied().filter(|t| *t < now).take(3).collect();
-            let value = |weights: Weights| -> f64 {
-                kept.iter().zip(weights.as_slice()).map(|(t, c)| c * t * t).sum()
-            };
+            let value = |weights| forecast(weights, &kept, |t| t * t);
             assert!((value(weights(2, Basis::Taylor, &kept, now)) - expected).abs() < 1e-9);
             assert!((value(weights(2, Basis::Newton, &kept, now)) - now * now).abs() < 1e-9);
         }
@@ -134,9 +138,9 @@ mod tests {
     #[test]
     fn weights_that_amplify_noise_give_way_to_a_lower_order() {
         // After a gap of 1, five steps ahead: 1 + 5 and -5, a gain of 11.
-        let capped = Polynomial { order: 1, basis: Basis::Taylor, max_gain: Some(4.0) };
-        assert_eq!(capped.weights(&[1.0, 0.0], 6.0), Weights::unit(0));
-        assert_close(capped.weights(&[5.0, 0.0], 10.0), &[2.0, -1.0]);
+        let capped = Polynomial { order: 1, basis: Basis::Taylor, max_gain: Some(4.0), since: 0 };
+        assert_eq!(testing::weights(&capped, &[1.0, 0.0], 6.0), Weights::unit(0));
+        assert_close(testing::weights(&capped, &[5.0, 0.0], 10.0), &[2.0, -1.0]);
     }
 
     /// Strictly falling steps, and one after them.
@@ -163,7 +167,7 @@ mod tests {
             prop_assume!(steps.len() > 1);
             for basis in [Basis::Taylor, Basis::Newton] {
                 let weights = weights(order, basis, &steps, now);
-                let value: f64 = steps.iter().zip(weights.as_slice()).map(|(t, c)| c * t).sum();
+                let value = forecast(weights, &steps, |t| t);
                 prop_assert!((value - now).abs() < 1e-6 * weights.gain(), "{value} at {now}");
             }
         }
@@ -173,8 +177,7 @@ mod tests {
             let order = order.min(steps.len() - 1);
             let weights = weights(order, Basis::Newton, &steps, now);
             for power in 0..=order as i32 {
-                let kept = steps.iter().zip(weights.as_slice());
-                let value: f64 = kept.map(|(t, c)| c * t.powi(power)).sum();
+                let value = forecast(weights, &steps, |t| t.powi(power));
                 let scale = weights.gain() * now.powi(power).max(1.0);
                 prop_assert!((value - now.powi(power)).abs() < 1e-9 * scale);
             }
@@ -183,8 +186,8 @@ mod tests {
         #[test]
         fn the_gain_never_exceeds_its_bound((steps, now) in steps(), max in 1.0f64..8.0) {
             for basis in [Basis::Taylor, Basis::Newton] {
-                let capped = Polynomial { order: 4, basis, max_gain: Some(max) };
-                prop_assert!(capped.weights(&steps, now).gain() <= max);
+                let capped = Polynomial { order: 4, basis, max_gain: Some(max), since: 0 };
+                prop_assert!(testing::weights(&capped, &steps, now).gain() <= max);
             }
         }
     }

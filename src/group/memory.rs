@@ -1,35 +1,124 @@
 //! What a group keeps: how much it will be, taking it at once, and giving it back.
-use super::{Group, Setting};
-use crate::error::{Error, Result};
+use super::{Group, Place, Setting};
+use crate::error::{Error, Result, bail};
 use crate::gauge::Gauge;
 use crate::history::{History, kept_dtype};
 use crate::ops::{Ops, Shape};
 use crate::preset::Policy;
+use crate::scope::{Kind, Scope};
+
+/// How many values look like this: what an engine says in advance.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    pub of: Unit,
+    /// `None` is each branch that has no row of its own.
+    pub branch: Option<usize>,
+    /// Layers that look like this.
+    pub count: u32,
+    /// One branch's rows.
+    pub tensors: Vec<Shape>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    Block,
+    Layer(Kind),
+    Model,
+    /// A prediction, as guidance sees it.
+    Uncond,
+}
+
+impl Unit {
+    fn of(scope: Scope) -> Self {
+        match scope {
+            Scope::Stack { .. } | Scope::Blocks { .. } => Self::Block,
+            Scope::Layers { kind, .. } => Self::Layer(kind),
+            Scope::Model => Self::Model,
+        }
+    }
+
+    fn hook(self) -> &'static str {
+        match self {
+            Self::Block => "DC_HOOK_BLOCKS or DC_HOOK_EACH",
+            Self::Layer(_) => "DC_HOOK_LAYERS",
+            Self::Model => "DC_HOOK_MODEL",
+            Self::Uncond => "DC_HOOK_GUIDE",
+        }
+    }
+}
+
+/// The rows for a unit that concern a branch: its own, else the common ones.
+pub fn rows_of(layouts: &[Layout], of: Unit, branch: usize) -> Result<Vec<&Layout>> {
+    let rows = |branch: Option<usize>| {
+        let rows = layouts.iter().filter(move |row| row.of == of && row.branch == branch);
+        rows.collect::<Vec<_>>()
+    };
+    let own = rows(Some(branch));
+    let rows = if own.is_empty() { rows(None) } else { own };
+    // A model may be without layers of some kind.
+    if rows.is_empty() && !matches!(of, Unit::Layer(_)) {
+        bail!(Arg, "shapes has no row of {} for branch {branch}", of.hook());
+    }
+    Ok(rows)
+}
+
+/// Bytes asked of the allocator for tensors of these shapes.
+pub fn bytes_of(shapes: &[Shape]) -> Result<u64> {
+    let mut bytes = shapes.iter().map(|shape| shape.bytes() as u64);
+    let sum = bytes.try_fold(0u64, |sum, bytes| sum.checked_add(bytes));
+    let sum = sum.filter(|sum| *sum <= isize::MAX as u64);
+    sum.ok_or_else(|| Error::Arg("shapes need more bytes than an address can count".to_owned()))
+}
 
 impl<O: Ops> Group<O> {
-    /// Shapes of every tensor kept, given each branch's tensors: the histories, and the pool.
-    fn plan(policy: &Policy, setting: &Setting, shapes: &[Vec<Shape>]) -> (Vec<Shape>, Vec<Shape>) {
+    /// Shapes of every tensor that will be kept.
+    pub fn plan(policy: &Policy, setting: &Setting, layouts: &[Layout]) -> Result<Vec<Shape>> {
         let keep = &policy.keep;
-        let kept = |shapes: &Vec<Shape>| {
-            let filled = shapes.iter().enumerate().filter(|(index, _)| keep.fills(*index));
-            let kept = filled.map(|(_, s)| s.with_dtype(kept_dtype(keep, s.dtype)));
-            kept.collect::<Vec<_>>().repeat(policy.estimator.capacity())
-        };
-        let slots = shapes.iter().flat_map(kept).collect();
+        let unit = Unit::of(policy.scope);
+        let rows = (0..setting.n_branches).map(|branch| rows_of(layouts, unit, branch));
+        let rows = rows.collect::<Result<Vec<_>>>()?;
 
-        let probe = policy.probe().is_some();
-        let measure = if probe { setting.measure } else { 0 };
-        let measured = shapes.iter().map(|s| Gauge::<O>::measured(measure, s).collect());
+        // The values of every site.
+        let mut shapes = Vec::new();
+        for (branch, rows) in rows.iter().enumerate() {
+            if policy.cond_only && branch == setting.uncond {
+                continue;
+            }
+            let mut room = match policy.scope {
+                Scope::Layers { first, .. } => first.unwrap_or(u32::MAX),
+                Scope::Blocks { front, back } => setting.n_blocks - front - back,
+                Scope::Stack { .. } | Scope::Model => 1,
+            };
+            for row in rows {
+                let sites = match policy.scope {
+                    Scope::Layers { .. } => row.count.min(room),
+                    _ => room,
+                };
+                room -= sites;
+                let filled = row.tensors.iter().enumerate().filter(|(index, _)| keep.fills(*index));
+                let kept = filled.map(|(_, s)| s.with_dtype(kept_dtype(keep, s.dtype)));
+                let kept: Vec<_> = kept.collect();
+                shapes.extend(kept.repeat(policy.estimator.capacity() * sites as usize));
+            }
+        }
+
+        // What is measured, and what waits for its output.
+        let of_branch =
+            |rows: &Vec<&Layout>| rows.first().map_or(&[][..], |row| &row.tensors).to_vec();
+        let tensors: Vec<Vec<_>> = rows.iter().map(of_branch).collect();
+        let measure = if policy.probe().is_some() { setting.measure } else { 0 };
+        let measured = tensors.iter().map(|s| Gauge::<O>::measured(measure, s).collect());
         let measured: Vec<Vec<_>> = measured.collect();
         let staged =
-            shapes.iter().map(|s| History::<O>::staging(keep, s.iter().copied().enumerate()));
+            tensors.iter().map(|s| History::<O>::staging(keep, s.iter().copied().enumerate()));
         let staged: Vec<Vec<_>> = staged.collect();
-        let copied = if setting.keeps_input && policy.front() == 1 { &[][..] } else { &measured };
+        let keeps_input = setting.keeps_input && policy.scope.front() == 1;
+        let copied = if keeps_input { &[][..] } else { &measured };
 
         let mut distinct: Vec<_> = measured.iter().chain(&staged).flatten().copied().collect();
         distinct.sort_unstable();
         distinct.dedup();
-        let pool = distinct.into_iter().flat_map(|shape| {
+        for shape in distinct {
             // A reference for each branch, or for the one that decides; and for the branches that
             // one pass may stack what is in flight: first inputs, then staged values.
             let together = if setting.share { 1 } else { setting.max_stacked };
@@ -37,64 +126,44 @@ impl<O: Ops> Group<O> {
             let in_flight = most(&shape, copied, together);
             let waiting = most(&shape, &staged, setting.max_stacked);
             let n = most(&shape, &measured, references) + in_flight.max(waiting);
-            std::iter::repeat_n(shape, n)
-        });
-        (slots, pool.collect())
-    }
-
-    /// Bytes asked of the allocator, given each branch's tensors.
-    pub fn bytes_needed(policy: &Policy, setting: &Setting, shapes: &[Vec<Shape>]) -> Result<u64> {
-        let (slots, pool) = Self::plan(policy, setting, shapes);
-        let mut bytes = slots.iter().chain(&pool).map(|shape| shape.bytes() as u64);
-        let sum = bytes.try_fold(0u64, |sum, bytes| sum.checked_add(bytes));
-        let sum = sum.filter(|sum| *sum <= isize::MAX as u64);
-        sum.ok_or_else(|| Error::Arg("shapes need more bytes than an address can count".to_owned()))
-    }
-
-    /// Takes all memory that will ever be needed for these tensors.
-    pub fn reserve(
-        &mut self,
-        ops: &mut O,
-        setting: &Setting,
-        shapes: &[Vec<(u32, Shape)>],
-    ) -> Result<()> {
-        let plain: Vec<Vec<_>> =
-            shapes.iter().map(|s| s.iter().map(|(_, shape)| *shape).collect()).collect();
-        let (_, pool) = Self::plan(&self.policy, setting, &plain);
-        self.pool.reserve(ops, &pool)?;
-        for (branch, shapes) in self.branches.iter_mut().zip(shapes) {
-            let shapes = shapes.iter().enumerate().map(|(index, (id, s))| (index, *id, *s));
-            branch.history.reserve(ops, shapes)?;
+            shapes.extend(std::iter::repeat_n(shape, n));
         }
-        self.planned = true;
-        Ok(())
+        Ok(shapes)
+    }
+
+    /// Takes all memory that will ever be needed, which is [`plan`](Self::plan)ned.
+    pub fn reserve(&mut self, ops: &mut O, planned: &[Shape]) -> Result<()> {
+        for site in &mut self.sites {
+            site.histories.iter_mut().for_each(|history| history.release(&mut self.pool));
+        }
+        self.pool.reserve(ops, planned)
     }
 
     /// Gives all memory back. What the rules have counted stands: all ranks count alike.
     pub fn free(&mut self) {
         self.cancel();
         (0..self.branches.len()).for_each(|branch| self.forget(branch));
-        for branch in &mut self.branches {
-            branch.history.free();
+        for history in self.histories() {
+            history.free();
         }
         self.pool.free();
-        self.planned = false;
     }
 
     /// Gives back what is of no use in this run; true if there was any.
     pub(super) fn reclaim(&mut self) -> bool {
         let mut any = self.pool.free();
-        for branch in self.branches.iter_mut().filter(|branch| branch.history.is_empty()) {
-            any |= branch.history.free();
+        for history in self.histories().filter(|history| history.is_empty() && !history.is_open()) {
+            any |= history.free();
         }
         any
     }
 
     /// Gives back buffers that wait for tensors of an earlier run.
     pub(super) fn tidy_pool(&mut self) {
-        if !self.planned {
+        if !self.pool.is_planned() && !self.pool.is_empty() {
             let mut used = self.gauge.as_ref().map_or(Vec::new(), Gauge::shapes);
-            used.extend(self.branches.iter().flat_map(|branch| branch.history.shapes()));
+            let histories = self.sites.iter().flat_map(|site| &site.histories);
+            used.extend(histories.flat_map(History::shapes));
             self.pool.keep_only(&used);
         }
     }
@@ -105,9 +174,9 @@ impl<O: Ops> Group<O> {
         self.leader = None;
         for branch in &mut self.branches {
             branch.rules = self.policy.rules.clone();
-            branch.history.clear();
             (branch.evaluated, branch.last) = (None, None);
         }
+        self.histories().for_each(History::clear);
         if let Some(gauge) = &mut self.gauge {
             gauge.clear(&mut self.pool);
         }
@@ -115,17 +184,40 @@ impl<O: Ops> Group<O> {
 
     /// Forgets what one branch holds.
     pub fn forget(&mut self, branch: usize) {
-        self.branches[branch].history.clear();
+        for site in &mut self.sites {
+            site.histories.get_mut(branch).into_iter().for_each(History::clear);
+        }
         self.branches[branch].last = None;
         if let Some(gauge) = &mut self.gauge {
             gauge.forget(branch, &mut self.pool);
         }
     }
 
+    /// Forgets what a branch holds at a site, and what it is measured by.
+    pub(super) fn forget_at(&mut self, site: usize, branch: usize) {
+        match self.gauge {
+            Some(_) => self.forget(branch),
+            None => self.sites[site].histories[branch].clear(),
+        }
+    }
+
     /// One branch's tensors have other shapes from here on: nothing of the old ones is of use.
-    pub(super) fn reshape(&mut self, branch: usize) {
+    pub(super) fn reshape(&mut self, place: Place, branch: usize) {
+        self.forget_at(place.number, branch);
+        if let Some(history) = self.site_mut(place).histories.get_mut(branch) {
+            history.free();
+        }
+        self.pool.free();
+    }
+
+    /// The same at every site.
+    pub(super) fn reshape_all(&mut self, branch: usize) {
         self.forget(branch);
-        self.branches[branch].history.free();
+        for site in &mut self.sites {
+            if let Some(history) = site.histories.get_mut(branch) {
+                history.free();
+            }
+        }
         self.pool.free();
     }
 }

@@ -317,6 +317,12 @@ impl Tensor {
         self.extents[..self.ndim].contains(&0)
     }
 
+    /// Height and width of its planes, which are the last two dimensions.
+    pub fn plane(&self) -> (usize, usize) {
+        let extent = |back: usize| self.ndim.checked_sub(back).map_or(1, |at| self.extents[at]);
+        (extent(2), extent(1))
+    }
+
     /// Rows of branch number `index` of `stacked` along dimension 0, which divides evenly.
     ///
     /// # Safety

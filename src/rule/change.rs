@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn the_edges_of_the_threshold() {
-        let pass = Pass { step: 1, first_step: 0, end_step: None, last: false, timestep: None };
+        let pass = Pass { step: 1, ..Pass::START };
         let (skip, above) = (Verdict::Skip, Verdict::Compute(Reason::Rule));
         let not_finite = Verdict::Compute(Reason::NotFinite);
         for (change, ours, theirs) in [

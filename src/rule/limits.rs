@@ -12,6 +12,15 @@ pub enum WarmUp {
     Tenth,
 }
 
+impl WarmUp {
+    pub fn steps(self, pass: &Pass) -> u32 {
+        match self {
+            Self::Steps(steps) => steps,
+            Self::Tenth => pass.steps().map_or(2, |steps| (steps / 10).max(2)),
+        }
+    }
+}
+
 /// The bounds themselves; `None` is no bound.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rails {
@@ -59,11 +68,8 @@ impl Limits {
     }
 
     fn warms_up(&self, pass: &Pass) -> bool {
-        let steps = match self.rails.warm_up {
-            WarmUp::Steps(steps) => steps,
-            WarmUp::Tenth => pass.steps().map_or(2, |steps| (steps / 10).max(2)),
-        };
-        let position = pass.step - pass.first_step;
+        let steps = self.rails.warm_up.steps(pass);
+        let position = pass.position();
         position < steps && position.is_multiple_of(self.rails.warm_up_interval)
     }
 
@@ -119,7 +125,7 @@ mod tests {
     use Action::{Compute, Skip};
 
     fn pass(step: u32) -> Pass {
-        Pass { step, first_step: 0, end_step: Some(40), last: false, timestep: None }
+        Pass { step, end_step: Some(40), ..Pass::START }
     }
 
     /// Asks at every step and records what it was told, as a run does. `C` and `s`, as in a trace.
@@ -128,7 +134,7 @@ mod tests {
         let first_step = steps.start;
         steps
             .map(|step| {
-                let pass = Pass { step, first_step, end_step: end, last: false, timestep: None };
+                let pass = Pass { step, first_step, end_step: end, ..Pass::START };
                 let action = match limits.decide(&pass, Some(metric)) {
                     Verdict::Skip => Skip,
                     _ => Compute,

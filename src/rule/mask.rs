@@ -23,7 +23,7 @@ mod tests {
     fn ones_compute_and_steps_past_the_end_may_be_skipped() {
         let mask = Mask(vec![true, false, true]);
         let compute = |step| {
-            let pass = Pass { step, first_step: 0, end_step: None, last: false, timestep: None };
+            let pass = Pass { step, ..Pass::START };
             mask.decide(&pass, None) == Verdict::Compute(Reason::Rule)
         };
         assert_eq!([0, 1, 2, 3, 99].map(compute), [true, false, true, false, false]);

@@ -7,13 +7,21 @@
 //! `decide` changes nothing: `peek` may call it at any time, and a cancelled pass leaves no mark.
 //! `record` is told at the end of the pass what really happened, which can differ from what the
 //! rule wanted: another rule's veto, no history yet, no memory, the engine's own wish.
+mod broadcast;
 mod change;
+mod cond_only;
+mod interval;
 mod limits;
 mod mask;
+mod window;
 
+pub use broadcast::{Broadcast, MAX_MARKS};
 pub use change::ResidualChange;
+pub use cond_only::CondOnly;
+pub use interval::Interval;
 pub use limits::{Limits, Rails, WarmUp};
 pub use mask::Mask;
+pub use window::Window;
 
 use crate::ops::Dtype;
 use std::fmt::Debug;
@@ -31,9 +39,35 @@ pub struct Pass {
     pub last: bool,
     /// In the model's own units, when the engine tells.
     pub timestep: Option<f32>,
+    /// What it is at pure noise.
+    pub timestep_max: Option<f32>,
+    /// Is the unconditional branch left out of this step? `None` while that is not certain.
+    pub cond_only: Option<bool>,
 }
 
 impl Pass {
+    /// The first pass of a run of which nothing is known.
+    pub const START: Self = Self {
+        step: 0,
+        first_step: 0,
+        end_step: None,
+        last: false,
+        timestep: None,
+        timestep_max: None,
+        cond_only: None,
+    };
+
+    /// Steps since the run's first.
+    pub fn position(&self) -> u32 {
+        self.step - self.first_step
+    }
+
+    /// How far the run has come: 0 at its first step, 1 at its last; when the engine knows.
+    pub fn progress(&self) -> Option<f64> {
+        let last = self.steps()?.saturating_sub(1).max(1);
+        Some(f64::from(self.position()) / f64::from(last))
+    }
+
     /// Evaluations of this run, when the engine knows.
     pub fn steps(&self) -> Option<u32> {
         self.end_step.map(|end| end - self.first_step)
@@ -65,6 +99,11 @@ pub enum Reason {
     Shared,
     Error,
     Age,
+    Interval,
+    Window,
+    Unlisted,
+    Guidance,
+    Timestep,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +112,8 @@ pub enum Verdict {
     Skip,
     /// Cannot say before the probe was measured.
     Measure,
+    /// Cannot say before the engine tells more; if it never does, the pass computes for this reason.
+    Unknown(Reason),
 }
 
 /// Sums over a tensor `u` and an earlier one `v`, from one pass over both. Sums and a count, not
@@ -157,6 +198,11 @@ pub trait Rule: Debug + Send + CloneRule {
         None
     }
 
+    /// Decides by the timestep, so every pass must have one.
+    fn needs_timestep(&self) -> bool {
+        false
+    }
+
     /// Pure. Called with `None` first; a rule with a probe then answers [`Verdict::Measure`], or a
     /// veto that needs no measurement.
     fn decide(&self, pass: &Pass, metric: Option<f64>) -> Verdict;
@@ -188,8 +234,9 @@ pub fn decide(rules: &[Box<dyn Rule>], pass: &Pass, metric: Option<f64>) -> Verd
     for rule in rules {
         match rule.decide(pass, metric) {
             veto @ Verdict::Compute(_) => return veto,
-            Verdict::Measure => verdict = Verdict::Measure,
-            Verdict::Skip => {}
+            unknown @ Verdict::Unknown(_) => verdict = unknown,
+            Verdict::Measure if verdict == Verdict::Skip => verdict = Verdict::Measure,
+            Verdict::Measure | Verdict::Skip => {}
         }
     }
     verdict

@@ -455,7 +455,7 @@ pub fn letter(action: dc_action_t) -> char {
 }
 
 /// Letters of dc_reason_t in the order of its values; those that end a streak of skips are capital.
-const REASONS: &str = "-WLHrctaNSMKVEsXA";
+const REASONS: &str = "-WLHrctaNSMKVEsXAiwugT";
 
 /// Decisions, oldest first.
 pub struct Trace(pub Vec<dc_trace_t>);
@@ -472,7 +472,8 @@ impl Trace {
 
     /// A letter each: `W`arm-up, `L`ast, no `H`istory, `r`ule, `c` max_consecutive, `t` max_total,
     /// `a` max_error (accumulated), `N`ot finite, `S`hape, `M`emory, `K` capture, `V`eto, `E`ngine,
-    /// `s`hared, `X` error, `A`ge, `-` none.
+    /// `s`hared, `X` error, `A`ge, `i`nterval, `w`indow, `u`nlisted, `g`uidance, no `T`imestep, `-`
+    /// none.
     pub fn reasons(&self) -> String {
         let letter = |reason| REASONS.chars().nth(reason as usize).unwrap_or('?');
         self.0.iter().map(|record| letter(record.reason)).collect()

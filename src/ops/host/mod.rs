@@ -5,10 +5,11 @@
 //! stands here once. Blocks of elements are spread over threads; the sums come out the same for any
 //! number of them.
 mod lanes;
+mod low_pass;
 mod pool;
 
 use super::memory::{Block, Memory};
-use super::{BLOCK, Buffer, Comparison, Dtype, LANES, Ops, Shape, View};
+use super::{BLOCK, Buffer, Comparison, Dtype, LANES, MAX_RUNGS, Ops, Rounding, Shape, View};
 use crate::error::Result;
 use crate::rule::Change;
 use lanes::{CHUNK, Lanes, load, store, transfer};
@@ -52,7 +53,7 @@ impl Ops for Host {
         if out.dtype() == x.dtype() {
             return self.chunks(out.len(), |start, n| transfer(&out, &x, start, n));
         }
-        self.combine(out, Some(x), &[]);
+        self.combine(out, Some(x), &[], Rounding::Once);
     }
 
     fn subtract(&mut self, out: View, x: View, base: View) {
@@ -65,7 +66,10 @@ impl Ops for Host {
         });
     }
 
-    fn combine(&mut self, out: View, x: Option<View>, terms: &[(f64, View)]) {
+    fn combine(&mut self, out: View, x: Option<View>, terms: &[(f64, View)], rounding: Rounding) {
+        if rounding == Rounding::EachTerm {
+            return self.combine_rounding(out, x, terms);
+        }
         self.chunks(out.len(), |start, n| {
             let (mut sum, mut term) = (Lanes::ZERO, Lanes::ZERO);
             // With neither x nor a term before it, a first term stands alone: no 0 + c*y, which
@@ -88,6 +92,32 @@ impl Ops for Host {
         });
     }
 
+    fn ladder(&mut self, y: View, rungs: &[View], held: usize, gap: f64) {
+        assert!(held <= rungs.len() && rungs.len() <= MAX_RUNGS);
+        let (dtype, gap) = (y.dtype(), gap as f32);
+        self.chunks(y.len(), |start, n| {
+            let (mut t, mut rung) = (Lanes::ZERO, Lanes::ZERO);
+            load(&y, start, t.first(n));
+            for (k, place) in rungs.iter().enumerate().take(held + 1) {
+                if k < held {
+                    load(place, start, rung.first(n));
+                    rung.round(n, dtype);
+                }
+                store(place, start, t.first(n));
+                if k + 1 < rungs.len() && k < held {
+                    t.first(n).iter_mut().zip(rung.first(n)).for_each(|(t, rung)| *t -= *rung);
+                    t.round(n, dtype);
+                    t.first(n).iter_mut().for_each(|t| *t /= gap);
+                    t.round(n, dtype);
+                }
+            }
+        });
+    }
+
+    fn low_pass(&mut self, out: View, x: View, height: usize, width: usize) {
+        low_pass::planes(self.threads, out, x, height, width);
+    }
+
     fn measure(&mut self, comparisons: &[Comparison], rounded: bool) -> Change {
         let dtype = comparisons.first().map_or(Dtype::F32, |c| c.earlier.dtype());
         comparisons.iter().fold(Change::zero(dtype), |sum, c| sum + self.compare(c, rounded))
@@ -99,6 +129,27 @@ impl Ops for Host {
 }
 
 impl Host {
+    fn combine_rounding(&self, out: View, x: Option<View>, terms: &[(f64, View)]) {
+        let dtype = out.dtype();
+        self.chunks(out.len(), |start, n| {
+            let (mut sum, mut term) = (Lanes::ZERO, Lanes::ZERO);
+            if let Some(x) = &x {
+                load(x, start, sum.first(n));
+                sum.round(n, dtype);
+            }
+            for (c, y) in terms {
+                let c = *c as f32;
+                load(y, start, term.first(n));
+                term.round(n, dtype);
+                term.first(n).iter_mut().for_each(|y| *y *= c);
+                term.round(n, dtype);
+                sum.first(n).iter_mut().zip(term.first(n)).for_each(|(sum, y)| *sum += *y);
+                sum.round(n, dtype);
+            }
+            store(&out, start, sum.first(n));
+        });
+    }
+
     /// Calls `f(start, n)` for chunks that cover `0 .. len`, on any thread.
     fn chunks(&self, len: usize, f: impl Fn(usize, usize) + Sync) {
         pool::for_each(self.threads, len.div_ceil(BLOCK), |block| {

@@ -1,0 +1,353 @@
+//! FasterCache's guidance: in a step in which the unconditional branch is left out, its prediction
+//! is put together from the conditional one and what the two differed by when both were computed:
+//!
+//! ```text
+//! uncond = cond + high * d + (low - high) * LP(d)          d = uncond - cond, last computed step
+//! ```
+//!
+//! `LP` keeps the low frequencies of each plane, the last two axes of a prediction. It is worked
+//! out once, at the first skipped step that needs it, so a skipped step transforms nothing. The two
+//! factors may grow with every step that is skipped, and each works in a window of timesteps of its
+//! own. Both tensors are f32, whatever the predictions are.
+//!
+//! Source: FasterCache (arXiv 2410.19355); diffusers `hooks/faster_cache.py`, which transforms three
+//! planes a step to the same end. Cost of a skipped step: three reads, one write.
+use crate::error::{Result, bail};
+use crate::group::{Layout, Unit, rows_of};
+use crate::ops::{Buffer, Dtype, Ops, Rounding, Shape, View};
+use crate::pool::Pool;
+use crate::rule::{self, Action, Pass, Reason, Rule, Verdict, Window};
+
+/// When, and with which factors.
+#[derive(Debug)]
+pub struct Policy {
+    pub rules: Vec<Box<dyn Rule>>,
+    pub low: Boost,
+    pub high: Boost,
+    pub max_age: Option<u32>,
+}
+
+/// A factor on a band of frequencies.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Boost {
+    pub factor: f64,
+    /// Where it works; everywhere if `None`.
+    pub window: Option<Window>,
+    /// Skipped steps in a row over which it grows, as a power.
+    pub growth: Option<u32>,
+}
+
+impl Boost {
+    /// Its power after one more skipped step.
+    fn grown(&self, power: u32, pass: &Pass) -> u32 {
+        let inside = self.window.is_none_or(|window| window.contains(pass) == Some(true));
+        let grown = power + u32::from(inside);
+        self.growth.map_or(grown, |most| grown.min(most))
+    }
+
+    fn at(&self, power: u32) -> f64 {
+        self.factor.powi(power.cast_signed())
+    }
+}
+
+impl Policy {
+    /// The two bands are always scaled alike, so that they need not be told apart.
+    fn is_flat(&self) -> bool {
+        self.low == self.high
+    }
+
+    pub fn needs_timestep(&self) -> bool {
+        let windowed = [self.low, self.high].iter().any(|boost| boost.window.is_some());
+        windowed || self.rules.iter().any(|rule| rule.needs_timestep())
+    }
+
+    /// Shapes of what is kept.
+    pub fn plan(&self, layouts: &[Layout], uncond: usize) -> Result<Vec<Shape>> {
+        let rows = rows_of(layouts, Unit::Uncond, uncond)?;
+        let Some(shape) = rows.first().and_then(|row| row.tensors.first()) else {
+            bail!(Arg, "the row of DC_HOOK_GUIDE has no tensor");
+        };
+        Ok(self.kept(*shape))
+    }
+
+    fn kept(&self, prediction: Shape) -> Vec<Shape> {
+        let tensors = if self.is_flat() { 1 } else { 2 };
+        vec![prediction.with_dtype(Dtype::F32); tensors]
+    }
+}
+
+/// One branch's prediction.
+#[derive(Clone, Copy)]
+pub struct Prediction {
+    pub view: View,
+    /// Height and width of its planes.
+    pub plane: (usize, usize),
+}
+
+/// What the last computed step left.
+struct Difference<O: Ops> {
+    prediction: Shape,
+    plane: (usize, usize),
+    /// `d`, and room for `LP(d)`.
+    tensors: Vec<O::Buffer>,
+    /// Position of that step; `None` if nothing is held.
+    step: Option<u32>,
+    low_pass_is_current: bool,
+    /// Powers of the factors, over the steps skipped since.
+    low: u32,
+    high: u32,
+}
+
+pub struct Guidance<O: Ops> {
+    policy: Policy,
+    rules: Vec<Box<dyn Rule>>,
+    difference: Option<Difference<O>>,
+    pool: Pool<O>,
+    /// The step answered last, and how.
+    answered: Option<(u32, Action)>,
+}
+
+impl<O: Ops> Guidance<O> {
+    pub fn new(policy: Policy) -> Self {
+        let rules = policy.rules.clone();
+        Self { policy, rules, difference: None, pool: Pool::default(), answered: None }
+    }
+
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    // ---- memory ----
+
+    /// Takes all memory that will ever be needed, which is [`Policy::plan`]ned.
+    pub fn reserve(&mut self, ops: &mut O, planned: &[Shape]) -> Result<()> {
+        let held = self.difference.take().map_or(Vec::new(), |difference| difference.tensors);
+        held.into_iter().for_each(|buffer| self.pool.give(buffer));
+        self.pool.reserve(ops, planned)
+    }
+
+    pub fn free(&mut self) {
+        self.difference = None;
+        self.pool.free();
+    }
+
+    /// Starts a run: forgets everything but the memory.
+    pub fn clear(&mut self) {
+        self.forget();
+        self.rules = self.policy.rules.clone();
+        self.answered = None;
+    }
+
+    /// Forgets what the branches differed by.
+    pub fn forget(&mut self) {
+        if let Some(difference) = &mut self.difference {
+            difference.step = None;
+        }
+    }
+
+    // ---- decisions ----
+
+    /// Foresight over the steps that have not been answered; `first` is the run's first.
+    pub fn forecast(&self, first: u32) -> Forecast {
+        Forecast {
+            answered: self.answered,
+            rules: self.rules.clone(),
+            newest: self.difference.as_ref().and_then(|difference| difference.step),
+            max_age: self.policy.max_age,
+            next: self.answered.map_or(first, |(step, _)| step.saturating_add(1)),
+            known: true,
+        }
+    }
+
+    fn decide(&self, pass: &Pass, compute: bool) -> (Action, Reason) {
+        let held = self.difference.as_ref().and_then(|difference| difference.step);
+        let old = |step| self.policy.max_age.is_some_and(|max| pass.position() - step > max);
+        match rule::decide(&self.rules, pass, None) {
+            _ if compute => (Action::Compute, Reason::Engine),
+            Verdict::Compute(reason) | Verdict::Unknown(reason) => (Action::Compute, reason),
+            Verdict::Measure => (Action::Compute, Reason::NoHistory),
+            Verdict::Skip => match held {
+                None => (Action::Compute, Reason::NoHistory),
+                Some(step) if old(step) => (Action::Compute, Reason::Age),
+                Some(_) => (Action::Skip, Reason::Rule),
+            },
+        }
+    }
+
+    /// Answers for a step, once; on a skip `uncond` receives the estimate.
+    pub fn before(
+        &mut self,
+        ops: &mut O,
+        pass: &Pass,
+        compute: bool,
+        cond: &Prediction,
+        uncond: &Prediction,
+    ) -> Result<(Action, Reason)> {
+        if let Some((last, _)) = self.answered.filter(|(last, _)| *last >= pass.step) {
+            let step = pass.step;
+            bail!(State, "before_uncond at step {step}, but step {last} was answered: steps rise");
+        }
+        check_pair(cond, uncond)?;
+        let (action, reason) = self.decide(pass, compute);
+        if action == Action::Skip {
+            self.fits(cond).inspect_err(|_| self.forget())?;
+            self.estimate(ops, pass, cond, uncond);
+        }
+        self.record(pass, action);
+        Ok((action, reason))
+    }
+
+    fn record(&mut self, pass: &Pass, action: Action) {
+        self.rules.iter_mut().for_each(|rule| rule.record(pass, action, None));
+        self.answered = Some((pass.step, action));
+    }
+
+    fn fits(&self, cond: &Prediction) -> Result<()> {
+        match &self.difference {
+            Some(Difference { prediction: was, plane, .. })
+                if *was != cond.view.shape() || *plane != cond.plane =>
+            {
+                bail!(Shape, "cond is {}, it was {was}", cond.view.shape())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn estimate(&mut self, ops: &mut O, pass: &Pass, cond: &Prediction, uncond: &Prediction) {
+        let Some(held) = &mut self.difference else { return };
+        let Policy { low, high, .. } = &self.policy;
+        (held.low, held.high) = (low.grown(held.low, pass), high.grown(held.high, pass));
+        let (low, high) = (low.at(held.low), high.at(held.high));
+        let d = held.tensors[0].view();
+        let mut terms = [(high, d), (low - high, d)];
+        if low != high {
+            let low_pass = held.tensors[1].view();
+            if !std::mem::replace(&mut held.low_pass_is_current, true) {
+                ops.low_pass(low_pass, d, held.plane.0, held.plane.1);
+            }
+            terms[1].1 = low_pass;
+        }
+        let mut terms = &terms[..if low == high { 1 } else { 2 }];
+        if high == 0.0 {
+            terms = &terms[1..];
+        }
+        ops.combine(uncond.view, Some(cond.view), terms, Rounding::Once);
+    }
+
+    /// Takes in what both branches predicted in a step that computed them.
+    pub fn after(
+        &mut self,
+        ops: &mut O,
+        pass: &Pass,
+        cond: &Prediction,
+        uncond: &Prediction,
+    ) -> Result<()> {
+        match self.answered {
+            Some((step, Action::Skip)) if step == pass.step => {
+                bail!(State, "step {step} was answered SKIP, and its branch ran")
+            }
+            Some((step, _)) if step > pass.step => {
+                bail!(State, "after_uncond at step {}, but step {step} was answered", pass.step)
+            }
+            Some((step, _)) if step == pass.step => {}
+            // An engine that looked ahead need not ask.
+            _ => self.record(pass, Action::Compute),
+        }
+        check_pair(cond, uncond)?;
+        let held = self.take(ops, cond)?;
+        ops.subtract(held.tensors[0].view(), uncond.view, cond.view);
+        let tensors = std::mem::take(&mut held.tensors);
+        *held = Difference { tensors, step: Some(pass.position()), ..Difference::new(cond) };
+        Ok(())
+    }
+
+    /// Room for what predictions like this differ by.
+    fn take(&mut self, ops: &mut O, like: &Prediction) -> Result<&mut Difference<O>> {
+        let shapes = self.policy.kept(like.view.shape());
+        let old = self.difference.take_if(|held| held.prediction != like.view.shape());
+        if old.is_some() {
+            // Their memory may be needed.
+            drop(old);
+            self.pool.free();
+        }
+        if self.difference.is_none() {
+            let tensors = shapes.iter().map(|shape| self.pool.take(ops, *shape));
+            let tensors = tensors.collect::<Result<_>>()?;
+            self.difference = Some(Difference { tensors, ..Difference::new(like) });
+        }
+        Ok(self.difference.as_mut().expect("just made"))
+    }
+}
+
+impl<O: Ops> Difference<O> {
+    fn new(like: &Prediction) -> Self {
+        Self {
+            prediction: like.view.shape(),
+            plane: like.plane,
+            tensors: Vec::new(),
+            step: None,
+            low_pass_is_current: false,
+            low: 0,
+            high: 0,
+        }
+    }
+}
+
+fn check_pair(cond: &Prediction, uncond: &Prediction) -> Result<()> {
+    let (is, other) = (cond.view.shape(), uncond.view.shape());
+    if is.with_dtype(other.dtype) != other || cond.plane != uncond.plane {
+        bail!(Shape, "cond is {is} and uncond is {other}: they must be alike");
+    }
+    if !uncond.view.is_injective() {
+        bail!(Arg, "uncond has elements that share a place (a stride of 0?)");
+    }
+    if cond.view.overlaps(&uncond.view) {
+        bail!(Arg, "cond and uncond overlap");
+    }
+    Ok(())
+}
+
+/// What coming steps will be answered, one after the other.
+pub struct Forecast {
+    answered: Option<(u32, Action)>,
+    rules: Vec<Box<dyn Rule>>,
+    /// Position of the newest computed step.
+    newest: Option<u32>,
+    max_age: Option<u32>,
+    next: u32,
+    /// All steps before `next` are.
+    known: bool,
+}
+
+impl Forecast {
+    /// The answer of a step, if every step up to it is evaluated; `at` gives their passes. Asked in
+    /// rising order.
+    pub fn at(&mut self, step: u32, at: impl Fn(u32) -> Pass) -> Option<Action> {
+        if let Some((_, action)) = self.answered.filter(|(answered, _)| *answered == step) {
+            return Some(action);
+        }
+        let mut answer = None;
+        for step in self.next..=step {
+            answer = self.play(&at(step));
+            self.known &= answer.is_some();
+        }
+        self.next = self.next.max(step + 1);
+        answer
+    }
+
+    fn play(&mut self, pass: &Pass) -> Option<Action> {
+        let old = |step| self.max_age.is_some_and(|max| pass.position() - step > max);
+        let stale = self.newest.is_none_or(old);
+        let action = match rule::decide(&self.rules, pass, None) {
+            Verdict::Unknown(_) => return None,
+            Verdict::Skip if !self.known => return None,
+            Verdict::Skip if !stale => Action::Skip,
+            _ => Action::Compute,
+        };
+        self.rules.iter_mut().for_each(|rule| rule.record(pass, action, None));
+        if action == Action::Compute {
+            self.newest = Some(pass.position());
+        }
+        Some(action)
+    }
+}

@@ -1,0 +1,106 @@
+//! The low frequencies of planes, without a fast Fourier transform.
+//!
+//! Only the waves of a small disc are wanted, so a truncated transform needs `2r + 1` of the rows
+//! and `r + 1` of the columns (the others are their mirror images, since the plane is real): two
+//! short sums along each axis, there and back. In f64, so the order of the sums does not show.
+use super::super::View;
+use super::lanes::{load, store};
+use super::pool;
+use std::f64::consts::TAU;
+
+/// Cosines and sines of `k * n` whole turns over `period`.
+struct Waves {
+    /// Frequencies from 0 up to this one.
+    highest: usize,
+    /// `[n][k]`: cosine and sine.
+    turns: Vec<[f64; 2]>,
+}
+
+impl Waves {
+    fn new(highest: usize, period: usize) -> Self {
+        let turn = |n: usize, k: usize| {
+            let (sin, cos) = (TAU * (n * k % period) as f64 / period as f64).sin_cos();
+            [cos, sin]
+        };
+        let turns = (0..period).flat_map(|n| (0..=highest).map(move |k| turn(n, k)));
+        Self { highest, turns: turns.collect() }
+    }
+
+    fn at(&self, n: usize) -> &[[f64; 2]] {
+        &self.turns[n * (self.highest + 1)..][..=self.highest]
+    }
+}
+
+/// Every plane of `x` by itself into `out`.
+pub fn planes(threads: usize, out: View, x: View, height: usize, width: usize) {
+    let (len, r) = (height * width, height.min(width) / 5);
+    if len == 0 {
+        return;
+    }
+    let (rows, columns) = (Waves::new(r, height), Waves::new(r, width));
+    // A plane is much work, however small: the pool's unit is a block of elements.
+    pool::for_each(threads, x.len() / len, |plane| {
+        let start = plane * len;
+        let mut values = vec![0f32; len];
+        load_all(&x, start, &mut values);
+        low_pass(&mut values, width, r, &rows, &columns);
+        store_all(&out, start, &values);
+    });
+}
+
+fn low_pass(plane: &mut [f32], width: usize, r: usize, rows: &Waves, columns: &Waves) {
+    let height = plane.len() / width;
+    // Along x: [y][kx].
+    let mut along_x = vec![[0f64; 2]; height * (r + 1)];
+    for (row, sums) in plane.chunks(width).zip(along_x.chunks_mut(r + 1)) {
+        for (x, value) in row.iter().enumerate() {
+            let value = f64::from(*value);
+            for ([re, im], [cos, sin]) in sums.iter_mut().zip(columns.at(x)) {
+                *re += value * cos;
+                *im -= value * sin;
+            }
+        }
+    }
+    // Along y and back, for each kx and the ky that share the disc with it: [y][kx].
+    let mut back = vec![[0f64; 2]; height * (r + 1)];
+    for kx in 0..=r {
+        let reach = (0..=r).take_while(|ky| ky * ky + kx * kx <= r * r).count() as isize - 1;
+        for ky in -reach..=reach {
+            let (k, sign) = (ky.unsigned_abs(), if ky < 0 { -1.0 } else { 1.0 });
+            let (mut re, mut im) = (0.0, 0.0);
+            for y in 0..height {
+                let ([a, b], [cos, sin]) = (along_x[y * (r + 1) + kx], rows.at(y)[k]);
+                re += a * cos + sign * b * sin;
+                im += b * cos - sign * a * sin;
+            }
+            for y in 0..height {
+                let [cos, sin] = rows.at(y)[k];
+                let [a, b] = &mut back[y * (r + 1) + kx];
+                *a += re * cos - sign * im * sin;
+                *b += im * cos + sign * re * sin;
+            }
+        }
+    }
+    // Back along x; a frequency and its mirror image add up to twice the real part.
+    let scale = 1.0 / plane.len() as f64;
+    for (row, sums) in plane.chunks_mut(width).zip(back.chunks(r + 1)) {
+        for (x, value) in row.iter_mut().enumerate() {
+            let waves =
+                sums.iter().zip(columns.at(x)).map(|([re, im], [cos, sin])| re * cos - im * sin);
+            let twice: f64 = waves.sum();
+            *value = ((2.0 * twice - sums[0][0]) * scale) as f32;
+        }
+    }
+}
+
+fn load_all(view: &View, start: usize, out: &mut [f32]) {
+    for (k, part) in out.chunks_mut(super::CHUNK).enumerate() {
+        load(view, start + k * super::CHUNK, part);
+    }
+}
+
+fn store_all(view: &View, start: usize, x: &[f32]) {
+    for (k, part) in x.chunks(super::CHUNK).enumerate() {
+        store(view, start + k * super::CHUNK, part);
+    }
+}

@@ -1,0 +1,69 @@
+//! Buffers between two uses: all tensor memory comes and goes through here.
+use crate::error::Result;
+use crate::ops::{Buffer, Ops, Shape};
+
+/// Buffers that wait to be used, found by their exact shape.
+pub struct Pool<O: Ops> {
+    buffers: Vec<(Shape, O::Buffer)>,
+    /// All that a run will ever need was laid in.
+    planned: bool,
+}
+
+impl<O: Ops> Default for Pool<O> {
+    fn default() -> Self {
+        Self { buffers: Vec::new(), planned: false }
+    }
+}
+
+impl<O: Ops> Pool<O> {
+    /// A buffer that will be given back.
+    pub fn take(&mut self, ops: &mut O, shape: Shape) -> Result<O::Buffer> {
+        match self.buffers.iter().position(|(other, _)| *other == shape) {
+            Some(index) => Ok(self.buffers.swap_remove(index).1),
+            None => ops.alloc(shape),
+        }
+    }
+
+    /// A buffer that stays away. Unless it was planned, those that wait will be needed themselves.
+    pub fn take_for_good(&mut self, ops: &mut O, shape: Shape) -> Result<O::Buffer> {
+        if self.planned { self.take(ops, shape) } else { ops.alloc(shape) }
+    }
+
+    pub fn is_planned(&self) -> bool {
+        self.planned
+    }
+
+    /// Gives back what is of none of these shapes.
+    pub fn keep_only(&mut self, shapes: &[Shape]) {
+        self.buffers.retain(|(shape, _)| shapes.contains(shape));
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.buffers.is_empty()
+    }
+
+    pub fn give(&mut self, buffer: O::Buffer) {
+        self.buffers.push((buffer.view().shape(), buffer));
+    }
+
+    /// Gives the memory back; true if there was any.
+    pub fn free(&mut self) -> bool {
+        self.planned = false;
+        !std::mem::take(&mut self.buffers).is_empty()
+    }
+
+    /// Holds exactly these buffers afterwards.
+    pub fn reserve(&mut self, ops: &mut O, shapes: &[Shape]) -> Result<()> {
+        self.planned = true;
+        let mut missing = shapes.to_vec();
+        self.buffers.retain(|(shape, _)| {
+            let wanted = missing.iter().position(|other| other == shape);
+            wanted.map(|index| missing.swap_remove(index)).is_some()
+        });
+        for shape in missing {
+            let buffer = ops.alloc(shape)?;
+            self.buffers.push((shape, buffer));
+        }
+        Ok(())
+    }
+}
