@@ -4,7 +4,7 @@
 use criterion::{Criterion, SamplingMode, Throughput};
 use diffcache::ops::host::Host;
 use diffcache::ops::memory::Memory;
-use diffcache::ops::{Comparison, Dtype, Ops, View};
+use diffcache::ops::{Comparison, Dtype, Ops, Rounding, View};
 use half::{bf16, f16};
 use rayon::ThreadPool;
 use rayon::prelude::*;
@@ -203,7 +203,7 @@ impl Bench {
                 &format!("combine {dtype:?} k={k}").to_lowercase(),
                 (dtype, k + 2),
                 if k == 0 { "plain copy" } else { "plain loop" },
-                |host| host.combine(views[5], Some(views[0]), &terms),
+                |host| host.combine(views[5], Some(views[0]), &terms, Rounding::Once),
                 |pool| plain_loop(pool, &mut out, &sources),
             );
         }
