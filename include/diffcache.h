@@ -849,11 +849,11 @@ DC_API void dc_cache_after_layer(dc_cache_t *cache, uint32_t layer,
 //
 // One branch after the other:
 //
-//     ... a pass of the conditional branch ...
-//     if (dc_cache_before_uncond(c, &u, &cond, &uncond) == DC_COMPUTE) {
-//         ... a pass of the unconditional branch ...
-//         dc_cache_after_uncond(c, &u, &cond, &uncond);
-//     }
+//   ... a pass of the conditional branch ...
+//   if (dc_cache_before_uncond(c, &u, &cond, &uncond) == DC_COMPUTE) {
+//       ... a pass of the unconditional branch ...
+//       dc_cache_after_uncond(c, &u, &cond, &uncond);
+//   }
 //
 // Stacked in one pass, ask beforehand: dc_cache_peek(c, &u, DC_UNCOND) == DC_SKIP leaves the branch
 // out of the pass; then call dc_cache_before_uncond, which fills it in, or says DC_COMPUTE for a
