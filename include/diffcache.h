@@ -480,7 +480,7 @@ typedef struct dc_options_t {
     // 1 = layers are skipped only in steps in which guidance leaves the unconditional branch out.
     // Nothing is then kept of that branch. Without effect if guidance is off.
     uint32_t cond_only;
-    // Skip only while window[0] < timestep / timestep_max < window[1], so 1 is pure noise; as text
+    // Low and high: skip only while low < timestep / timestep_max < high, so 1 is pure noise; as text
     // "0.1:0.8". Both 0 ("none") = always. For layers this is what a kind has that has none itself.
     double window[2];
     // "spatial.every", "temporal.every", "cross.every", "mlp.every": of a kind. 0 ("auto") = every.
@@ -831,12 +831,13 @@ DC_API DC_NODISCARD dc_status_t dc_cache_end_pass(dc_cache_t *cache);
 // report it. DC_SKIP: `out` holds the estimate.
 //
 // Cost of a skip: one read for each kept value with a weight, one write (PAB 1 + 1, TaylorSeer of
-// order n and HiCache n + 1 + 1, FasterCache 2 + 1). Errors are kept for dc_cache_end_pass; the
-// layer then computes.
+// order n and HiCache n + 1 + 1, FasterCache 2 + 1; with compat=diffusers FasterCache keeps its own
+// prediction as well, 2 + 2 more). Errors are kept for dc_cache_end_pass; the layer then computes.
 DC_API DC_NODISCARD dc_action_t dc_cache_before_layer(dc_cache_t *cache, uint32_t layer,
         dc_kind_t kind, const dc_tensor_t *out, size_t n);
 
-// Reports the output of a layer that ran. Cost: one read, one write.
+// Reports the output of a layer that ran. Cost: one read, one write; compat=diffusers with TaylorSeer
+// of order n or FasterCache (n = 1): n + 1 reads, n + 1 writes.
 DC_API void dc_cache_after_layer(dc_cache_t *cache, uint32_t layer,
         const dc_tensor_t *out, size_t n);
 
@@ -857,7 +858,8 @@ DC_API void dc_cache_after_layer(dc_cache_t *cache, uint32_t layer,
 //
 // Stacked in one pass, ask beforehand: dc_cache_peek(c, &u, DC_UNCOND) == DC_SKIP leaves the branch
 // out of the pass; then call dc_cache_before_uncond, which fills it in, or says DC_COMPUTE for a
-// branch that has just been evaluated: report it.
+// branch that has just been evaluated: report it. Should it say DC_COMPUTE for one that was left out
+// (something failed: see dc_last_error), evaluate it now, in a pass of its own.
 //
 // DC_SKIP: `uncond` holds the estimate, at a cost of three reads and one write (two and one where
 // low and high frequencies are scaled alike), and of one low pass after each computed step.

@@ -640,8 +640,8 @@ fn with_broken(cache: *const dc_cache_t, f: impl FnOnce(&mut Entry) -> bool) -> 
 /// report it. DC_SKIP: `out` holds the estimate.
 ///
 /// Cost of a skip: one read for each kept value with a weight, one write (PAB 1 + 1, TaylorSeer of
-/// order n and HiCache n + 1 + 1, FasterCache 2 + 1). Errors are kept for dc_cache_end_pass; the
-/// layer then computes.
+/// order n and HiCache n + 1 + 1, FasterCache 2 + 1; with compat=diffusers FasterCache keeps its own
+/// prediction as well, 2 + 2 more). Errors are kept for dc_cache_end_pass; the layer then computes.
 ///
 /// # Safety
 /// `out` has `n` tensors, valid for writes.
@@ -675,7 +675,8 @@ pub unsafe extern "C" fn dc_cache_before_layer(
     )
 }
 
-/// Reports the output of a layer that ran. Cost: one read, one write.
+/// Reports the output of a layer that ran. Cost: one read, one write; compat=diffusers with TaylorSeer
+/// of order n or FasterCache (n = 1): n + 1 reads, n + 1 writes.
 ///
 /// # Safety
 /// `out` has `n` tensors, valid for reads.
@@ -720,7 +721,8 @@ pub unsafe extern "C" fn dc_cache_after_layer(
 ///
 /// Stacked in one pass, ask beforehand: dc_cache_peek(c, &u, DC_UNCOND) == DC_SKIP leaves the branch
 /// out of the pass; then call dc_cache_before_uncond, which fills it in, or says DC_COMPUTE for a
-/// branch that has just been evaluated: report it.
+/// branch that has just been evaluated: report it. Should it say DC_COMPUTE for one that was left out
+/// (something failed: see dc_last_error), evaluate it now, in a pass of its own.
 ///
 /// DC_SKIP: `uncond` holds the estimate, at a cost of three reads and one write (two and one where
 /// low and high frequencies are scaled alike), and of one low pass after each computed step.

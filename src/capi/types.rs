@@ -441,7 +441,7 @@ pub struct dc_options_t {
     /// 1 = layers are skipped only in steps in which guidance leaves the unconditional branch out.
     /// Nothing is then kept of that branch. Without effect if guidance is off.
     pub cond_only: u32,
-    /// Skip only while window[0] < timestep / timestep_max < window[1], so 1 is pure noise; as text
+    /// Low and high: skip only while low < timestep / timestep_max < high, so 1 is pure noise; as text
     /// "0.1:0.8". Both 0 ("none") = always. For layers this is what a kind has that has none itself.
     pub window: [f64; 2],
     /// "spatial.every", "temporal.every", "cross.every", "mlp.every": of a kind. 0 ("auto") = every.
