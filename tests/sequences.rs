@@ -706,8 +706,7 @@ impl<'a> Engine<'a> {
             let two = || {
                 let pairs = kept.iter().flat_map(|a| kept.iter().map(move |b| (a, b)));
                 pairs.filter(|(new, old)| new.step > old.step).any(|(new, old)| {
-                    let [new_step, old_step, now] =
-                        [new.step, old.step, walk.step].map(f64::from);
+                    let [new_step, old_step, now] = [new.step, old.step, walk.step].map(f64::from);
                     let c = (now - new_step) / (new_step - old_step);
                     fits(&[(1.0 + c, new), (-c, old)])
                 })

@@ -104,3 +104,80 @@ fn store_all(view: &View, start: usize, x: &[f32]) {
         store(view, start + k * super::CHUNK, part);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::memory::Memory;
+    use super::super::super::{Buffer, Dtype, Ops};
+    use super::super::Host;
+    use super::*;
+
+    /// The whole transform, shifted so that frequency 0 lies at `n / 2`, a disc cut out of it, and
+    /// back: as diffusers does it, in f64 and without haste.
+    fn reference(plane: &[f32], height: usize, width: usize) -> Vec<f64> {
+        let r = (height.min(width) / 5) as isize;
+        let from_centre = |k: usize, n: usize| ((k + n / 2) % n) as isize - (n / 2) as isize;
+        let turn = |k: usize, x: usize, n: usize| TAU * (k * x % n) as f64 / n as f64;
+        let mut out = vec![0.0; plane.len()];
+        for ky in 0..height {
+            for kx in 0..width {
+                if from_centre(ky, height).pow(2) + from_centre(kx, width).pow(2) > r * r {
+                    continue;
+                }
+                let angle = |y, x| turn(ky, y, height) + turn(kx, x, width);
+                let (mut re, mut im) = (0.0, 0.0);
+                for (at, value) in plane.iter().enumerate() {
+                    let (sin, cos) = angle(at / width, at % width).sin_cos();
+                    re += f64::from(*value) * cos;
+                    im -= f64::from(*value) * sin;
+                }
+                for (at, out) in out.iter_mut().enumerate() {
+                    let (sin, cos) = angle(at / width, at % width).sin_cos();
+                    *out += (re * cos - im * sin) / plane.len() as f64;
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn the_disc_of_low_frequencies_stays() {
+        for (planes, height, width) in [
+            (3, 16, 16),
+            (2, 7, 9),
+            (1, 33, 47),
+            (2, 10, 5),
+            (3, 4, 4),
+            (2, 1, 7),
+            (2, 6, 1),
+            (1, 1, 1),
+            (40, 8, 11),
+        ] {
+            for threads in [1, 2] {
+                let mut host = Host::new(Memory::new(None, 0), threads);
+                let len = planes * height * width;
+                // Two dimensions of which one may be 1, so the shape does not tell the plane.
+                let shape =
+                    unsafe { View::strided(std::ptr::null_mut(), Dtype::F32, &[len], &[1]) };
+                let buffers: Vec<_> =
+                    (0..2).map(|_| host.alloc(shape.shape()).expect("memory")).collect();
+                let (x, out) = (buffers[0].view(), buffers[1].view());
+                let values: Vec<_> =
+                    (0..len).map(|i| ((i * 7919 % 1009) as f32 / 504.0) - 1.0).collect();
+                store_all(&x, 0, &values);
+                host.low_pass(out, x, height, width);
+                let mut got = vec![0.0; len];
+                load_all(&out, 0, &mut got);
+                for (got, plane) in got.chunks(height * width).zip(values.chunks(height * width)) {
+                    for (got, expected) in got.iter().zip(reference(plane, height, width)) {
+                        let error = (f64::from(*got) - expected).abs();
+                        assert!(
+                            error < 1e-7,
+                            "{planes} x {height} x {width}: {got} not {expected}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

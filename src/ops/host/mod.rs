@@ -221,3 +221,94 @@ fn add_by_halves(lanes: &mut [f64]) -> f64 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::{bf16, f16};
+
+    fn host() -> Host {
+        Host::new(Memory::new(None, 0), 1)
+    }
+
+    fn buffer(host: &mut Host, dtype: Dtype, values: &[f32]) -> HostBuffer {
+        let view = unsafe { View::strided(std::ptr::null_mut(), dtype, &[values.len()], &[1]) };
+        let buffer = host.alloc(view.shape()).expect("memory");
+        store(&buffer.view(), 0, values);
+        buffer
+    }
+
+    fn values(buffer: &HostBuffer) -> Vec<f32> {
+        let mut values = vec![0.0; buffer.view().len()];
+        load(&buffer.view(), 0, &mut values);
+        values
+    }
+
+    #[test]
+    fn a_sum_may_round_after_every_operation() {
+        // In bf16 256 + 1 is 256, so one rounding at the end makes another sum than three.
+        let mut host = host();
+        let y: Vec<_> =
+            [256.0, 1.0, 1.0].iter().map(|y| buffer(&mut host, Dtype::Bf16, &[*y])).collect();
+        let terms: Vec<_> = y.iter().map(|y| (1.0, y.view())).collect();
+        let out = buffer(&mut host, Dtype::Bf16, &[0.0]);
+        host.combine(out.view(), None, &terms, Rounding::Once);
+        assert_eq!(values(&out), [258.0]);
+        host.combine(out.view(), None, &terms, Rounding::EachTerm);
+        assert_eq!(values(&out), [256.0]);
+        host.combine(out.view(), Some(y[0].view()), &terms[1..], Rounding::EachTerm);
+        assert_eq!(values(&out), [256.0]);
+        // From nothing a sum of eager operations starts at +0.
+        let zero = buffer(&mut host, Dtype::Bf16, &[-0.0]);
+        host.combine(out.view(), None, &[(1.0, zero.view())], Rounding::EachTerm);
+        assert!(values(&out)[0].is_sign_positive());
+        host.combine(out.view(), None, &[(1.0, zero.view())], Rounding::Once);
+        assert!(values(&out)[0].is_sign_negative());
+    }
+
+    #[test]
+    fn a_ladder_rounds_each_rung_where_it_is_kept_and_goes_on_unrounded() {
+        let mut host = host();
+        for (dtype, kept) in [
+            (Dtype::F32, Dtype::F32),
+            (Dtype::F32, Dtype::Bf16),
+            (Dtype::F16, Dtype::Bf16),
+            (Dtype::Bf16, Dtype::F32),
+        ] {
+            let rungs: Vec<_> = (0..3).map(|_| buffer(&mut host, kept, &[f32::NAN])).collect();
+            let views: Vec<_> = rungs.iter().map(Buffer::view).collect();
+            let (mut held, mut expected) = (0, [0f32; 3]);
+            for (y, gap) in [(1.2345f32, 1.0f32), (1.3456, 1.0), (1.5678, 3.0), (1.1111, 14.0)] {
+                let y = dtype.round(y);
+                let value = buffer(&mut host, dtype, &[y]);
+                host.ladder(value.view(), &views, held, f64::from(gap));
+                let mut t = y;
+                let mut next = expected;
+                for k in 0..=held.min(2) {
+                    next[k] = kept.round(t);
+                    if k < held {
+                        t = dtype.round(dtype.round(t - dtype.round(expected[k])) / gap);
+                    }
+                }
+                (expected, held) = (next, (held + 1).min(3));
+                let got: Vec<_> = rungs[..held].iter().map(|rung| values(rung)[0]).collect();
+                assert_eq!(got, expected[..held], "{dtype:?} {kept:?} {y}");
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_is_that_of_the_half_crate() {
+        let mut host = host();
+        for x in [1.0 + 2f32.powi(-9), 65519.0, 65520.0, 3e-8, -2f32.powi(-25), f32::MIN_POSITIVE] {
+            let y = buffer(&mut host, Dtype::F32, &[x]);
+            for (dtype, expected) in
+                [(Dtype::F16, f16::from_f32(x).to_f32()), (Dtype::Bf16, bf16::from_f32(x).to_f32())]
+            {
+                let out = buffer(&mut host, dtype, &[7.0]);
+                host.combine(out.view(), None, &[(1.0, y.view())], Rounding::EachTerm);
+                assert_eq!(values(&out), [expected], "{x} {dtype:?}");
+            }
+        }
+    }
+}
