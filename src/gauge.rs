@@ -200,18 +200,19 @@ impl<O: Ops> Gauge<O> {
         Ok(measures.then(|| ops.measure(&comparisons, self.rounded)))
     }
 
-    /// The pass computes: what it showed is what later passes are compared with.
-    pub fn commit(&mut self, ops: &mut O, pool: &mut Pool<O>) -> Result<()> {
+    /// The pass computes: what it showed is what later passes are compared with. The branches that
+    /// it concerns.
+    pub fn commit(&mut self, ops: &mut O, pool: &mut Pool<O>) -> Result<Vec<usize>> {
         if !std::mem::take(&mut self.complete) {
             self.land(pool);
-            return Ok(());
+            return Ok(Vec::new());
         }
         self.take_spares(ops, pool)?;
         let flight = std::mem::take(&mut self.flight);
         // What this pass did not show is older than the value it computes.
-        let branches = flight.iter().map(|(branch, _)| *branch);
-        let mut old: Vec<_> =
-            branches.filter_map(|branch| self.references.remove(&branch)).flatten().collect();
+        let branches: Vec<_> = flight.iter().map(|(branch, _)| *branch).collect();
+        let old = branches.iter().filter_map(|branch| self.references.remove(branch));
+        let mut old: Vec<_> = old.flatten().collect();
         let mut result = Ok(());
         for (branch, track) in flight {
             let Track { index, id, shape, value } = track;
@@ -236,7 +237,7 @@ impl<O: Ops> Gauge<O> {
             }
         }
         old.into_iter().for_each(|old| pool.give(old.value));
-        result
+        result.map(|()| branches)
     }
 
     /// A branch's first copy becomes its reference; the buffer that the next pass copies into is

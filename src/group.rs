@@ -57,6 +57,8 @@ struct Branch<O: Ops> {
     rules: Vec<Box<dyn Rule>>,
     /// Step of its last pass.
     evaluated: Option<u32>,
+    /// Position of the computed pass that changes are measured from.
+    reference: Option<f64>,
     /// In lagged mode: the measurement of a pass whose first branch this is.
     last: Option<Last<O>>,
 }
@@ -142,7 +144,12 @@ impl<O: Ops> Group<O> {
         let gauge = policy.probe().map(|Probe::FrontResidual { rounded }| {
             Gauge::new(measure, rounded, keeps_input, share)
         });
-        let branch = || Branch { rules: policy.rules.clone(), evaluated: None, last: None };
+        let branch = || Branch {
+            rules: policy.rules.clone(),
+            evaluated: None,
+            reference: None,
+            last: None,
+        };
         let branches = (0..setting.n_branches).map(|_| branch()).collect();
         Self {
             branches,
@@ -483,16 +490,14 @@ impl<O: Ops> Group<O> {
             None => self.newest(members[0]),
         };
         let leader = self.setting.share.then(led).flatten();
-        // A change is measured against the last computed pass: so must be what stands in.
-        let measured = self.gauge.is_some() && !self.policy.scope.is_single();
         let now = f64::from(pass.position());
         members.iter().find_map(|member| {
             let Some(newest) = site.histories[*member].newest() else {
                 return Some(Reason::NoHistory);
             };
             let max_age = self.policy.keep.max_age;
-            let newest_of = || measured.then(|| self.newest(*member)).flatten();
-            let needed = leader.or_else(newest_of);
+            // A change is measured from a computed pass: what stands in must not be older.
+            let needed = leader.or(self.branches[*member].reference);
             if needed.is_some_and(|needed| newest < needed) {
                 Some(Reason::NoHistory)
             } else if max_age.is_some_and(|max| now - newest > f64::from(max)) {
@@ -706,8 +711,12 @@ impl<O: Ops> Group<O> {
         place: Place,
         input: &[Rows],
     ) -> Result<Vec<Vec<O::Buffer>>> {
-        if let Some(gauge) = &mut self.gauge {
-            gauge.commit(ops, &mut self.pool)?;
+        // Where the pass as a whole is skipped, changes go on being measured from an earlier one.
+        let computes = turn.decision.is_none_or(|decision| decision.action == Action::Compute);
+        if let Some(gauge) = self.gauge.as_mut().filter(|_| computes) {
+            let committed = gauge.commit(ops, &mut self.pool)?;
+            let position = Some(f64::from(turn.pass.position()));
+            committed.into_iter().for_each(|branch| self.branches[branch].reference = position);
         }
         self.keep_lagged(turn);
         let mut staged = Vec::new();

@@ -174,7 +174,7 @@ impl<O: Ops> Group<O> {
         self.leader = None;
         for branch in &mut self.branches {
             branch.rules = self.policy.rules.clone();
-            (branch.evaluated, branch.last) = (None, None);
+            (branch.evaluated, branch.reference, branch.last) = (None, None, None);
         }
         self.histories().for_each(History::clear);
         if let Some(gauge) = &mut self.gauge {
@@ -187,7 +187,7 @@ impl<O: Ops> Group<O> {
         for site in &mut self.sites {
             site.histories.get_mut(branch).into_iter().for_each(History::clear);
         }
-        self.branches[branch].last = None;
+        (self.branches[branch].reference, self.branches[branch].last) = (None, None);
         if let Some(gauge) = &mut self.gauge {
             gauge.forget(branch, &mut self.pool);
         }
