@@ -888,8 +888,9 @@ DC_API dc_action_t dc_cache_decide(dc_cache_t *cache, dc_action_t wish);
 
 // What `unit` (a block, DC_LAYER(layer), DC_UNCOND or DC_MODEL) of a coming pass will be answered;
 // null = of the open one.
-// DC_COMPUTE and DC_SKIP are promises if every step up to that pass is evaluated and nothing fails
-// or is overruled on the way (another rank's veto included); DC_UNDECIDED: not certain yet. Never
+// DC_COMPUTE and DC_SKIP are promises if every step up to that pass is evaluated, with branches
+// stacked as in it (and the unconditional one left out where guidance says so), and nothing fails or
+// is overruled on the way (another rank's veto included); DC_UNDECIDED: not certain yet. Never
 // waits for the open pass. Compare with `==`: DC_UNDECIDED is not zero.
 DC_API DC_NODISCARD dc_action_t dc_cache_peek(dc_cache_t *cache,
         const dc_pass_t *pass, uint32_t unit);

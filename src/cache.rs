@@ -8,7 +8,7 @@
 //!
 //! Nothing the engine does wrong is fatal: the pass computes, and `end_pass` says what was wrong.
 use crate::error::{Error, Result, bail};
-use crate::group::{Group, Layout, Place, Setting, bytes_of};
+use crate::group::{Between, Group, Layout, Place, Setting, bytes_of};
 use crate::guidance::{Guidance, Prediction};
 use crate::history::{MAX_TENSORS, Rows};
 use crate::log::{self, Level};
@@ -1161,12 +1161,19 @@ impl<O: Ops> Cache<O> {
         let guidance = self.guidance.as_ref();
         let pass = about(run, guidance, &self.engine, &info);
         let mut forecast = guidance.map(|guidance| guidance.forecast(run.first_step));
-        let reduced = !info.branches.contains(&self.engine.uncond);
+        let uncond = self.engine.uncond;
+        let with_uncond = info.branches.contains(&uncond);
+        let stacks = self.engine.max_stacked > 1 && forecast.is_some();
         let at = |step| {
             let passes = |step| run.pass(step, 0, None);
-            let left_out = forecast.as_mut().and_then(|forecast| forecast.at(step, passes));
-            let cond_only = if reduced { left_out.map(is_skip) } else { Some(false) };
-            Pass { cond_only, ..passes(step) }
+            let left_out = match &mut forecast {
+                Some(forecast) => is_skip(forecast.at(step, passes)?),
+                None => false,
+            };
+            let pass = Pass { cond_only: Some(left_out), ..passes(step) };
+            let without = (with_uncond && left_out).then_some(uncond);
+            let with = (stacks && !with_uncond && !left_out).then_some(uncond);
+            Some(Between { pass, without, with })
         };
         Ok(group.peek(&mut self.ops, place, pass, &info.branches, next, at))
     }

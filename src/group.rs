@@ -11,6 +11,7 @@
 mod foresight;
 mod memory;
 
+pub use foresight::Between;
 pub use memory::{Layout, Unit, bytes_of, rows_of};
 
 use crate::error::{Error, Result, bail};
@@ -144,12 +145,8 @@ impl<O: Ops> Group<O> {
         let gauge = policy.probe().map(|Probe::FrontResidual { rounded }| {
             Gauge::new(measure, rounded, keeps_input, share)
         });
-        let branch = || Branch {
-            rules: policy.rules.clone(),
-            evaluated: None,
-            reference: None,
-            last: None,
-        };
+        let branch =
+            || Branch { rules: policy.rules.clone(), evaluated: None, reference: None, last: None };
         let branches = (0..setting.n_branches).map(|_| branch()).collect();
         Self {
             branches,

@@ -814,8 +814,9 @@ pub extern "C" fn dc_cache_decide(cache: *mut dc_cache_t, wish: dc_action_t) -> 
 
 /// What `unit` (a block, DC_LAYER(layer), DC_UNCOND or DC_MODEL) of a coming pass will be answered;
 /// null = of the open one.
-/// DC_COMPUTE and DC_SKIP are promises if every step up to that pass is evaluated and nothing fails
-/// or is overruled on the way (another rank's veto included); DC_UNDECIDED: not certain yet. Never
+/// DC_COMPUTE and DC_SKIP are promises if every step up to that pass is evaluated, with branches
+/// stacked as in it (and the unconditional one left out where guidance says so), and nothing fails or
+/// is overruled on the way (another rank's veto included); DC_UNDECIDED: not certain yet. Never
 /// waits for the open pass. Compare with `==`: DC_UNDECIDED is not zero.
 ///
 /// # Safety

@@ -2,7 +2,7 @@
 //! which changes nothing, because a rule is pure to ask and clones of it take the record.
 use super::{Group, Place};
 use crate::ops::Ops;
-use crate::rule::{self, Action, Pass, Reason, Verdict};
+use crate::rule::{self, Action, Pass, Reason, Rule, Verdict};
 use crate::scope::Scope;
 
 /// Steps that a coming pass may lie ahead to be played forward to.
@@ -10,6 +10,57 @@ pub const FORESIGHT: u32 = 1 << 14;
 
 /// An open pass: what it is, the branches in it, and its answer if that is certain.
 type Open = (Pass, Vec<usize>, Option<Action>);
+
+/// A pass that will come before the one that is asked about.
+pub struct Between {
+    pub pass: Pass,
+    /// The unconditional branch, if guidance leaves it out of this pass.
+    pub without: Option<usize>,
+    /// ... and if it is stacked in it, though not in the one that is asked about.
+    pub with: Option<usize>,
+}
+
+/// A branch whose passes are played forward.
+struct Player {
+    member: usize,
+    /// None if another decides for it.
+    rules: Vec<Box<dyn Rule>>,
+    /// Position of its newest value.
+    newest: Option<f64>,
+    keeps: bool,
+}
+
+impl Player {
+    fn record(&mut self, pass: &Pass, action: Action) {
+        self.rules.iter_mut().for_each(|rule| rule.record(pass, action, None));
+        if action == Action::Compute && self.keeps {
+            self.newest = Some(f64::from(pass.position()));
+        }
+    }
+
+    fn is_stale(&self, pass: &Pass, max_age: Option<u32>) -> bool {
+        let age = |newest| f64::from(pass.position()) - newest;
+        let old = |newest| max_age.is_some_and(|max| age(newest) > f64::from(max));
+        self.newest.is_none_or(old)
+    }
+}
+
+/// The verdict of several branches together.
+fn judge<'a>(
+    players: impl IntoIterator<Item = &'a Player>,
+    pass: &Pass,
+    metric: Option<f64>,
+) -> Verdict {
+    let mut verdict = Verdict::Skip;
+    for player in players {
+        match rule::decide(&player.rules, pass, metric) {
+            Verdict::Skip => {}
+            veto @ Verdict::Compute(_) => return veto,
+            other => verdict = other,
+        }
+    }
+    verdict
+}
 
 impl<O: Ops> Group<O> {
     /// The answer of the open pass at a site, as far as it is certain.
@@ -30,11 +81,11 @@ impl<O: Ops> Group<O> {
             return Some(Action::Compute);
         }
         let (pass, members) = (turn.pass, turn.members.clone());
-        self.foresee(ops, place, pass, &members, None, pass.step, |step| Pass { step, ..pass })
+        self.foresee(ops, place, pass, &members, None, pass.step, |_| None)
     }
 
     /// The answer of a coming pass, as far as it is certain. `next` is the first step that can
-    /// still be evaluated; `at` gives the passes between it and `pass`.
+    /// still be evaluated; `at` gives the passes between it and `pass`, unless they are uncertain.
     pub fn peek(
         &mut self,
         ops: &mut O,
@@ -42,7 +93,7 @@ impl<O: Ops> Group<O> {
         pass: Pass,
         members: &[usize],
         next: u32,
-        at: impl FnMut(u32) -> Pass,
+        at: impl FnMut(u32) -> Option<Between>,
     ) -> Option<Action> {
         // What the open pass does comes before.
         let open = self.turn.as_ref().map(|turn| (turn.pass, turn.members.clone()));
@@ -66,7 +117,7 @@ impl<O: Ops> Group<O> {
         members: &[usize],
         open: Option<Open>,
         next: u32,
-        mut at: impl FnMut(u32) -> Pass,
+        mut at: impl FnMut(u32) -> Option<Between>,
     ) -> Option<Action> {
         if !self.takes(place) {
             return Some(Action::Compute);
@@ -85,58 +136,53 @@ impl<O: Ops> Group<O> {
         let mut known = pass.step - next <= FORESIGHT
             && !(self.setting.share && self.branches.len() > 1)
             && !(chosen && self.site(place).is_none());
-        let newest = |member: &usize| self.site(place)?.histories[*member].newest();
-        let mut newest: Vec<_> = members.iter().map(newest).collect();
-        let kept: Vec<_> = members.iter().map(|member| self.keeps(*member)).collect();
-        let compute = |newest: &mut [Option<f64>], pass: &Pass| {
-            let newest = newest.iter_mut().zip(&kept).filter(|(_, kept)| **kept);
-            newest.for_each(|(newest, _)| *newest = Some(f64::from(pass.position())));
+        let player = |member: usize| Player {
+            member,
+            rules: match self.setting.share && member != members[0] {
+                true => Vec::new(),
+                false => self.branches[member].rules.clone(),
+            },
+            newest: self.site(place).and_then(|site| site.histories[member].newest()),
+            keeps: self.keeps(member),
         };
-        let mut rules: Vec<_> = self
-            .deciding(members)
-            .iter()
-            .map(|member| (*member, self.branches[*member].rules.clone()))
-            .collect();
+        let uncond = self.setting.uncond;
+        let others = (uncond < self.branches.len() && !members.contains(&uncond)).then_some(uncond);
+        let mut players: Vec<_> = members.iter().copied().chain(others).map(player).collect();
         let waits = open.is_some();
         if let Some((pass, with, action)) = open {
             known &= action.is_some();
             let action = action.unwrap_or(Action::Compute);
-            for (_, rules) in rules.iter_mut().filter(|(member, _)| with.contains(member)) {
-                rules.iter_mut().for_each(|rule| rule.record(&pass, action, None));
-            }
-            if action == Action::Compute {
-                let position = Some(f64::from(pass.position()));
-                let with =
-                    members.iter().map(|member| with.contains(member) && self.keeps(*member));
-                let newest = newest.iter_mut().zip(with).filter(|(_, with)| *with);
-                newest.for_each(|(newest, _)| *newest = position);
-            }
+            let in_it = players.iter_mut().filter(|player| with.contains(&player.member));
+            in_it.for_each(|player| player.record(&pass, action));
         }
-        let mut rules: Vec<_> = rules.into_iter().flat_map(|(_, rules)| rules).collect();
         let max_age = self.policy.keep.max_age;
-        let stale = |newest: &[Option<f64>], pass: &Pass| {
-            let age = |newest| f64::from(pass.position()) - newest;
-            let old = |newest| max_age.is_some_and(|max| age(newest) > max.into());
-            newest.iter().any(|newest| newest.is_none_or(old))
-        };
         for step in if known { next..pass.step } else { 0..0 } {
-            let between = at(step);
-            let action = match rule::decide(&rules, &between, None) {
+            let Some(Between { pass, without, with }) = at(step) else {
+                known = false;
+                break;
+            };
+            let present = |player: &Player| match members.contains(&player.member) {
+                true => without != Some(player.member),
+                false => with == Some(player.member),
+            };
+            let verdict = judge(players.iter().filter(|p| present(p)), &pass, None);
+            let stale = || players.iter().any(|p| present(p) && p.is_stale(&pass, max_age));
+            let action = match verdict {
                 Verdict::Compute(_) => Action::Compute,
-                _ if stale(&newest, &between) => Action::Compute,
+                _ if stale() => Action::Compute,
                 Verdict::Skip => Action::Skip,
                 Verdict::Measure | Verdict::Unknown(_) => {
                     known = false;
                     break;
                 }
             };
-            rules.iter_mut().for_each(|rule| rule.record(&between, action, None));
-            if action == Action::Compute {
-                compute(&mut newest, &between);
-            }
+            let present = players.iter_mut().filter(|player| present(player));
+            present.for_each(|player| player.record(&pass, action));
         }
+        players.truncate(members.len());
+        let stale = players.iter().any(|player| player.is_stale(&pass, max_age));
         use Reason::{Guidance, Interval, Last, Rule, WarmUp, Window};
-        match rule::decide(&rules, &pass, None) {
+        match judge(&players, &pass, None) {
             Verdict::Unknown(_) => None,
             // Facts of the schedule hold whatever happens before; counts do not.
             Verdict::Compute(WarmUp | Last | Rule | Interval | Window | Guidance) => {
@@ -144,13 +190,13 @@ impl<O: Ops> Group<O> {
             }
             _ if !known => None,
             Verdict::Compute(_) => Some(Action::Compute),
-            _ if stale(&newest, &pass) => Some(Action::Compute),
+            _ if stale => Some(Action::Compute),
             Verdict::Skip => Some(Action::Skip),
             Verdict::Measure if self.policy.lagged && next == pass.step && !waits => {
                 let Some(change) = self.last_measurement(ops, members) else {
                     return Some(Action::Compute);
                 };
-                match rule::decide(&rules, &pass, Some(self.policy.metric(change))) {
+                match judge(&players, &pass, Some(self.policy.metric(change))) {
                     Verdict::Skip if self.is_able(place, members, &pass) => Some(Action::Skip),
                     _ => Some(Action::Compute),
                 }
