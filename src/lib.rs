@@ -19,8 +19,8 @@
 //! | the C boundary: types, guard, handles, last error | [`capi`] |
 //! | options as text and values | [`options`] |
 //! | presets: methods as lists of policies | [`preset`] |
-//! | runs, passes, branches | [`cache`] |
-//! | one policy at work, deciding once a pass; its memory; what `peek` foresees | [`group`] |
+//! | runs, passes, branches; what concerns blocks, layers, guidance, steering | [`cache`] |
+//! | one policy at work: its decision, its sites, its memory, what `peek` foresees | [`group`] |
 //! | FasterCache's unconditional branch | [`guidance`] |
 //! | rules: limits, mask, interval, timestep window, residual change, ... | [`rule`] |
 //! | scopes: stack, block, layers, model; output or residual | [`scope`] |

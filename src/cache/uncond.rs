@@ -1,0 +1,119 @@
+//! The unconditional branch, outside passes: what [`guidance`](crate::guidance) answers and learns.
+use super::tensors::prediction;
+use super::{Cache, Given, PassInfo, UNCOND, flag};
+use crate::error::{Error, Result, bail};
+use crate::guidance::Guidance;
+use crate::log::{self, Level};
+use crate::ops::Ops;
+use crate::rule::{Action, Pass, Reason};
+use crate::trace::Record;
+
+impl<O: Ops> Cache<O> {
+    /// Is the unconditional branch left out of this step? Then `uncond` holds its estimate.
+    pub fn before_uncond(
+        &mut self,
+        info: Result<PassInfo>,
+        read: impl Fn() -> Result<(Given, Given)>,
+    ) -> (Action, Result<()>) {
+        if self.guidance.is_none() {
+            return (Action::Compute, Ok(()));
+        }
+        let asked = self.guided(info).and_then(|(about, flags)| {
+            let (cond, uncond) = read()?;
+            let (cond, uncond) = (prediction(&cond)?, prediction(&uncond)?);
+            let Some(guidance) = &mut self.guidance else {
+                return Ok((about, Action::Compute, Reason::None));
+            };
+            let compute = flags & flag::COMPUTE != 0;
+            let (action, reason) =
+                guidance.before(&mut self.ops, &about, compute, &cond, &uncond)?;
+            Ok((about, action, reason))
+        });
+        match asked {
+            Ok((about, action, reason)) => {
+                self.count_uncond(&about, action, reason);
+                (action, Ok(()))
+            }
+            Err(error) => (Action::Compute, self.failed_outside(error)),
+        }
+    }
+
+    /// Both predictions of a step in which the branch ran.
+    pub fn after_uncond(
+        &mut self,
+        info: Result<PassInfo>,
+        read: impl Fn() -> Result<(Given, Given)>,
+    ) -> Result<()> {
+        if self.guidance.is_none() {
+            return Ok(());
+        }
+        let taken = self.guided(info).and_then(|(about, _)| {
+            let (cond, uncond) = read()?;
+            let (cond, uncond) = (prediction(&cond)?, prediction(&uncond)?);
+            match &mut self.guidance {
+                Some(guidance) => guidance.after(&mut self.ops, &about, &cond, &uncond),
+                None => Ok(()),
+            }
+        });
+        self.refresh_memory();
+        taken.or_else(|error| self.failed_outside(error))
+    }
+
+    /// The pass that guidance is asked about, checked; and its flags.
+    fn guided(&mut self, info: Result<PassInfo>) -> Result<(Pass, u32)> {
+        let info = info?;
+        self.check_pass(&info)?;
+        let uncond = self.engine.uncond;
+        if info.branches != [uncond] {
+            let branches = &info.branches;
+            bail!(
+                Arg,
+                "pass->branches is {branches:?}, it names the branch that may be left out, [{uncond}]"
+            );
+        }
+        let needs_timestep = self.guidance.as_ref().is_some_and(|g| g.policy().needs_timestep());
+        let Some(run) = &self.run else {
+            bail!(State, "before_uncond before begin_run");
+        };
+        run.failed.clone().map_or(Ok(()), Err)?;
+        let timestep = (info.flags & flag::TIMESTEP != 0).then_some(info.timestep);
+        let about = run.pass(info.step, info.flags, timestep);
+        if needs_timestep && about.timestep.is_none() {
+            let step = info.step;
+            bail!(Arg, "pass->timestep: step {step} has none, which guidance's windows need");
+        }
+        if info.flags & flag::FORGET != 0 {
+            self.guidance.iter_mut().for_each(Guidance::forget);
+        }
+        self.memory.set_stream(info.stream);
+        Ok((about, info.flags))
+    }
+
+    fn count_uncond(&self, about: &Pass, action: Action, reason: Reason) {
+        let mut observed = self.observed();
+        match action {
+            Action::Compute => observed.stats.uncond_computed += 1,
+            Action::Skip => observed.stats.uncond_skipped += 1,
+        }
+        observed.trace.push(Record {
+            step: about.step,
+            branch: self.engine.uncond as u32,
+            unit: UNCOND,
+            action,
+            reason,
+            timestep: about.timestep.unwrap_or(f32::NAN),
+            change: f64::NAN,
+            accumulated: f64::NAN,
+            threshold: f64::NAN,
+        });
+    }
+
+    /// An error that no end of a pass will report.
+    fn failed_outside(&self, error: Error) -> Result<()> {
+        log::log(Level::Debug, &self.engine.label, || format!("guidance: {error}"));
+        let stats = &mut self.observed().stats;
+        stats.errors += 1;
+        stats.first_error.get_or_insert_with(|| error.clone());
+        Err(error)
+    }
+}

@@ -1,0 +1,260 @@
+//! The decision of a pass: what the rules say, what was measured, what the engine wishes, what is
+//! kept to stand in, and what other ranks vote.
+use super::{Decision, Group, Last, Leader, Measured, Reduce, Site, Turn};
+use crate::error::Result;
+use crate::ops::{Dtype, Ops};
+use crate::rule::{self, Action, Change, Pass, Reason, Verdict};
+
+impl<O: Ops> Group<O> {
+    /// The action that the first pass of this step chose, if it decides for this one.
+    pub(super) fn led(&self, step: u32) -> Option<Action> {
+        self.leader_of(step).map(|leader| leader.action)
+    }
+
+    fn leader_of(&self, step: u32) -> Option<Leader> {
+        self.leader.filter(|leader| self.setting.share && leader.step == step)
+    }
+
+    /// Branches whose rules decide.
+    pub(super) fn deciding<'a>(&self, members: &'a [usize]) -> &'a [usize] {
+        if self.setting.share { &members[..1] } else { members }
+    }
+
+    /// What the rules say before anything is measured; the same on every rank.
+    pub(super) fn foreseen(&self, turn: &Turn<O>) -> Verdict {
+        if turn.compute {
+            return Verdict::Compute(Reason::Engine);
+        }
+        match self.led(turn.pass.step) {
+            Some(Action::Compute) => return Verdict::Compute(Reason::Shared),
+            Some(Action::Skip) => return Verdict::Skip,
+            None => {}
+        }
+        self.judge(turn, None)
+    }
+
+    fn judge(&self, turn: &Turn<O>, metric: Option<f64>) -> Verdict {
+        let mut verdict = Verdict::Skip;
+        for member in self.deciding(&turn.members) {
+            match rule::decide(&self.branches[*member].rules, &turn.pass, metric) {
+                veto @ Verdict::Compute(_) => return veto,
+                Verdict::Unknown(reason) => return Verdict::Compute(reason),
+                Verdict::Measure => verdict = Verdict::Measure,
+                Verdict::Skip => {}
+            }
+        }
+        verdict
+    }
+
+    /// The rules would have to decide from a measurement that is yet to come.
+    pub fn awaits_front(&self) -> bool {
+        self.turn.as_ref().is_some_and(|turn| {
+            turn.decision.is_none()
+                && turn.veto.is_none()
+                && turn.measured.is_none()
+                && !self.policy.lagged
+                && self.foreseen(turn) == Verdict::Measure
+                && self.gauge.as_ref().is_some_and(|gauge| !gauge.is_complete())
+                && self.unusable(&turn.members, &turn.pass).is_none()
+        })
+    }
+
+    /// Settles the pass, if it is not settled yet. The only place that waits for a measurement.
+    pub fn settle(&mut self, ops: &mut O, reduce: Option<Reduce>) -> Result<Action> {
+        let Some(mut turn) = self.turn.take() else {
+            return Ok(Action::Compute);
+        };
+        let mut result = Ok(());
+        if turn.decision.is_none() {
+            let (decision, error) = self.reach_decision(ops, &mut turn, reduce);
+            turn.decision = Some(decision);
+            result = error;
+        }
+        let action = turn.decision.map_or(Action::Compute, |decision| decision.action);
+        self.turn = Some(turn);
+        result.map(|()| action)
+    }
+
+    /// The engine overrules the rules, before the site is reached.
+    pub fn overrule(
+        &mut self,
+        ops: &mut O,
+        wish: Action,
+        reduce: Option<Reduce>,
+    ) -> Result<Action> {
+        let Some(turn) = self.turn.as_mut().filter(|turn| !turn.reached) else {
+            return self.settle(ops, None);
+        };
+        turn.wish = Some(wish);
+        if let Some(decision) = turn.decision.take() {
+            // The ranks have spoken: the engine answers for all of them.
+            let metric = decision.metric;
+            let vetoed = turn.veto.is_some() && decision.action == Action::Compute;
+            let (pass, members) = (turn.pass, turn.members.clone());
+            let able = !vetoed && self.unusable(&members, &pass).is_none();
+            let action = if able { wish } else { Action::Compute };
+            let reason = if action == wish { Reason::Engine } else { decision.reason };
+            if let Some(turn) = &mut self.turn {
+                turn.decision = Some(Decision { action, reason, metric });
+            }
+        }
+        self.settle(ops, reduce)
+    }
+
+    /// Why nothing that these branches keep can stand in at this step: at no site, or, where ranks
+    /// must agree, at any of them.
+    fn unusable(&self, members: &[usize], pass: &Pass) -> Option<Reason> {
+        let mut reasons = self
+            .sites
+            .iter()
+            .filter(|site| !site.histories.is_empty())
+            .map(|site| self.unusable_at(site, members, pass));
+        if self.setting.ranks {
+            return reasons.find(Option::is_some).unwrap_or(match self.n_sites {
+                0 => Some(Reason::NoHistory),
+                _ => None,
+            });
+        }
+        let all = |worst: Option<Reason>, reason: Option<Reason>| match (worst, reason) {
+            (Some(Reason::Age), Some(_)) => Some(Reason::Age),
+            (Some(_), reason) => reason,
+            (None, _) => None,
+        };
+        reasons.fold(Some(Reason::NoHistory), all)
+    }
+
+    /// The same of one site.
+    pub(super) fn unusable_at(
+        &self,
+        site: &Site<O>,
+        members: &[usize],
+        pass: &Pass,
+    ) -> Option<Reason> {
+        // Where one branch's change speaks for others, their values must be as new as its own.
+        let led = || match self.leader_of(pass.step) {
+            Some(leader) => leader.newest,
+            None => self.newest(members[0]),
+        };
+        let leader = self.setting.share.then(led).flatten();
+        let now = f64::from(pass.position());
+        members.iter().find_map(|member| {
+            let Some(newest) = site.histories[*member].newest() else {
+                return Some(Reason::NoHistory);
+            };
+            let max_age = self.policy.keep.max_age;
+            // A change is measured from a computed pass: what stands in must not be older.
+            let needed = leader.or(self.branches[*member].reference);
+            if needed.is_some_and(|needed| newest < needed) {
+                Some(Reason::NoHistory)
+            } else if max_age.is_some_and(|max| now - newest > f64::from(max)) {
+                Some(Reason::Age)
+            } else {
+                None
+            }
+        })
+    }
+
+    fn reach_decision(
+        &mut self,
+        ops: &mut O,
+        turn: &mut Turn<O>,
+        reduce: Option<Reduce>,
+    ) -> (Decision, Result<()>) {
+        let foreseen = self.foreseen(turn);
+        let of = |action, reason| Decision { action, reason, metric: None };
+        if let (Verdict::Compute(reason), None | Some(Action::Compute)) = (foreseen, turn.wish) {
+            let reason = turn.veto.unwrap_or(reason);
+            return (of(Action::Compute, reason), Ok(()));
+        }
+        // From here on every rank comes by, with a vote against the skip or without.
+        let step = turn.pass.step;
+        let unusable = self.unusable(&turn.members, &turn.pass);
+        let wished = turn.wish.filter(|wish| *wish == Action::Compute).map(|_| Reason::Engine);
+        let mut veto = turn.veto.or(wished).or(unusable);
+        let measures = foreseen == Verdict::Measure && turn.wish.is_none();
+        let mut change = None;
+        if measures && veto.is_none() {
+            change = self.measurement(ops, turn);
+            veto = if change.is_none() { Some(Reason::NoHistory) } else { None };
+        }
+        if let Some(reduce) = reduce.filter(|_| !std::mem::replace(&mut turn.voted, true)) {
+            match agree(reduce, change, veto) {
+                Ok((agreed, vetoed)) => {
+                    change = agreed;
+                    veto = veto.or(vetoed.then_some(Reason::Veto));
+                }
+                Err(error) => return (of(Action::Compute, Reason::Error), Err(error)),
+            }
+        }
+        let metric = change.map(|change| self.policy.metric(change));
+        let decision = |action, reason| Decision { action, reason, metric };
+        if let Some(reason) = veto {
+            return (decision(Action::Compute, reason), Ok(()));
+        }
+        let settled = match turn.wish {
+            Some(wish) => decision(wish, Reason::Engine),
+            None if self.led(step).is_some() => decision(Action::Skip, Reason::Shared),
+            None => match self.judge(turn, metric) {
+                Verdict::Compute(reason) => decision(Action::Compute, reason),
+                Verdict::Skip => decision(Action::Skip, Reason::Rule),
+                _ => decision(Action::Compute, Reason::NoHistory),
+            },
+        };
+        (settled, Ok(()))
+    }
+
+    /// What this pass is judged by: its own measurement, or in lagged mode that of the last pass.
+    fn measurement(&mut self, ops: &mut O, turn: &mut Turn<O>) -> Option<Change> {
+        if self.policy.lagged {
+            return self.last_measurement(ops, &turn.members);
+        }
+        let (change, measured) = match turn.measured.take()? {
+            Measured::Queued(pending) => {
+                let change = ops.read(pending);
+                (change, Measured::Known(change))
+            }
+            known @ Measured::Known(change) => (change, known),
+        };
+        turn.measured = Some(measured);
+        Some(change)
+    }
+
+    /// The measurement of the pass before, if these branches were in it, and in it together.
+    pub(super) fn last_measurement(&mut self, ops: &mut O, members: &[usize]) -> Option<Change> {
+        let last = self.branches[*members.first()?].last.take()?;
+        let Last { step, members: with, measured } = last;
+        let change = match measured {
+            Measured::Queued(pending) => ops.read(pending),
+            Measured::Known(change) => change,
+        };
+        let measured = Measured::Known(change);
+        let newest = |member: &usize| self.branches[*member].evaluated == Some(step);
+        let valid = with == members && members.iter().all(newest);
+        self.branches[members[0]].last = Some(Last { step, members: with, measured });
+        valid.then_some(change)
+    }
+}
+
+/// The sums over all ranks, and whether any of them votes against the skip.
+fn agree(
+    reduce: Reduce,
+    change: Option<Change>,
+    veto: Option<Reason>,
+) -> Result<(Option<Change>, bool)> {
+    let vote = f64::from(u8::from(veto.is_some()));
+    let mut sums = [0.0, 0.0, 0.0, 0.0, 0.0, vote];
+    if let Some(change) = change {
+        let Change { difference, value, reference, count, .. } = change;
+        let finite = [difference, value, reference].iter().all(|sum| sum.is_finite());
+        let not_finite = f64::from(u8::from(!finite));
+        sums = [difference, value, reference, count, not_finite, vote];
+    }
+    reduce(&mut sums)?;
+    let [difference, value, reference, count, not_finite, votes] = sums;
+    // All ranks see the same sums, also one that had nothing to add, so their rules stay alike. A
+    // rank whose sums are not finite makes everybody's so.
+    let spoilt = if not_finite > 0.0 { f64::NAN } else { 0.0 };
+    let dtype = change.map_or(Dtype::F32, |own| own.dtype);
+    let agreed = Change { difference: difference + spoilt, value, reference, count, dtype };
+    Ok(((count > 0.0).then_some(agreed), votes > 0.0))
+}
