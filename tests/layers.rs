@@ -662,7 +662,8 @@ fn a_prediction_may_be_a_strided_view_of_any_dtype() {
         let (uncond, cond) = (both.part(0, 0, 1).part(2, 0, 7), both.part(0, 1, 1).part(2, 1, 7));
         let values: Vec<_> = (0..56).map(|i| (i % 11) as f32).collect();
         let apart: Vec<_> = values.iter().map(|x| 2.0 * x - 3.0).collect();
-        (cond.set(&values), uncond.set(&apart));
+        cond.set(&values);
+        uncond.set(&apart);
         ok(guided.cache.after_uncond(&pass_of(0, &[1]), &cond, &uncond));
         cond.map(|x| x + 5.0);
         uncond.fill(f32::NAN);
@@ -808,7 +809,8 @@ fn several_tensors_of_a_layer_go_together() {
         let out = [Tensor::new(F32, &[4]), Tensor::new(Bf16, &[2, 3])];
         ok(cache.begin_pass(&pass_of(step, &[0])));
         if cache.before_layer(0, DC_KIND_SPATIAL, &out) == DC_COMPUTE {
-            (out[0].fill(step as f32), out[1].fill(-(step as f32)));
+            out[0].fill(step as f32);
+            out[1].fill(-(step as f32));
             cache.after_layer(0, &out);
         }
         ok(cache.end_pass());

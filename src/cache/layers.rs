@@ -32,8 +32,9 @@ impl<O: Ops> Cache<O> {
         let Some(known) = self.kinds.get_mut(layer as usize) else {
             bail!(Arg, "layer is {layer}, allowed is below n_layers, {n}");
         };
-        match *known.get_or_insert(kind) {
-            known if known != kind => {
+        // After a mistake the last word counts, so that a layer once misnamed is not lost for ever.
+        match known.replace(kind) {
+            Some(known) if known != kind => {
                 let (known, now) = (known.name(), kind.name());
                 bail!(Arg, "kind of layer {layer} is {now}, it was {known}: numbers are unique")
             }
