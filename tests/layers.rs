@@ -853,3 +853,93 @@ fn a_cancelled_or_discarded_pass_leaves_no_prediction_behind() {
         assert_eq!(cache.end_pass(), DC_ERR_STATE);
     }
 }
+
+// ---- ranks ----
+
+/// Sums of all ranks, as a collective gives them.
+struct Collective {
+    barrier: std::sync::Barrier,
+    sums: std::sync::Mutex<Vec<f64>>,
+    calls: std::sync::atomic::AtomicUsize,
+}
+
+unsafe extern "C-unwind" fn add_over_ranks(
+    user: *mut std::ffi::c_void,
+    sums: *mut f64,
+    n: usize,
+    _: *mut std::ffi::c_void,
+) -> i32 {
+    // The test puts it there and outlives the caches; `sums` has n numbers.
+    let (all, own) =
+        unsafe { (&*user.cast::<Collective>(), std::slice::from_raw_parts_mut(sums, n)) };
+    all.calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let lock = || all.sums.lock().expect("no rank panics");
+    all.barrier.wait();
+    lock().resize(n, 0.0);
+    all.barrier.wait();
+    lock().iter_mut().zip(&*own).for_each(|(sum, own)| *sum += own);
+    all.barrier.wait();
+    own.copy_from_slice(&lock());
+    all.barrier.wait();
+    lock().clear();
+    0
+}
+
+/// A layer that one rank computes and another leaves out would wait for ever in its own collective.
+/// So where ranks must agree, no layer computes by itself: the rank that lacks a value votes, and
+/// all compute.
+#[test]
+fn ranks_skip_layers_together_or_not_at_all() {
+    const RANKS: usize = 2;
+    let collective = Collective {
+        barrier: std::sync::Barrier::new(RANKS),
+        sums: std::sync::Mutex::default(),
+        calls: std::sync::atomic::AtomicUsize::new(0),
+    };
+    let rank = |rank: usize| {
+        let ledger = Ledger::default();
+        let cache = Setup::new(1, "pab,window=none,temporal.every=3")
+            .with(|engine| {
+                (engine.hooks, engine.n_layers) = (DC_HOOK_LAYERS, 4);
+                engine.reduce = Some(add_over_ranks);
+                engine.reduce_user = std::ptr::from_ref(&collective).cast_mut().cast();
+                ledger.serve(engine);
+            })
+            .create();
+        ok(cache.begin_run(12));
+        // On rank 1 the third allocation of the run fails: one layer of four has no memory at first.
+        ledger.books().fails_from = (rank == 1).then_some(2);
+        let mut seen = Vec::new();
+        for step in 0..12 {
+            if step == 4 {
+                ledger.books().fails_from = None;
+            }
+            let _ = cache.begin_pass(&pass_of(step, &[0]));
+            let mut letters = String::new();
+            for layer in 0..4 {
+                let kind = [DC_KIND_SPATIAL, DC_KIND_TEMPORAL][layer as usize % 2];
+                let out = [Tensor::of(F32, &[1.0; 4])];
+                let action = cache.before_layer(layer, kind, &out);
+                letters.push(letter(action));
+                if action == DC_COMPUTE {
+                    cache.after_layer(layer, &out);
+                }
+            }
+            let _ = cache.end_pass();
+            seen.push(letters);
+        }
+        seen
+    };
+    let seen = std::thread::scope(|scope| {
+        let ranks = [0, 1].map(|number| scope.spawn(move || rank(number)));
+        ranks.map(|rank| rank.join().expect("a rank"))
+    });
+    assert_eq!(seen[0], seen[1]);
+    let skips = |step: usize| seen[0][step].contains('s');
+    assert!((0..4).all(|step| !skips(step)), "{seen:?}");
+    assert!((4..12).any(skips), "{seen:?}");
+    // Every rank votes once for each kind in each pass that its schedule would skip.
+    let votes =
+        (0..12).filter(|step| step % 2 != 0).count() + (0..12).filter(|s| s % 3 != 0).count();
+    assert_eq!(collective.calls.into_inner(), RANKS * votes);
+}
