@@ -522,6 +522,33 @@ def check_kind(site, config):
             assert hook.timestep_skip_range == getattr(config, f"{site.kind}_attention_timestep_skip_range")
 
 
+def held_bytes(model):
+    """Bytes of tensor memory that the states of all hooks keep alive, each storage once."""
+    storages, seen = {}, set()
+
+    def walk(value):
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        if torch.is_tensor(value):
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, dict):
+            for one in value.values():
+                walk(one)
+        elif isinstance(value, (list, tuple)):
+            for one in value:
+                walk(one)
+        elif type(value).__module__.startswith("diffusers.hooks") and type(value).__name__.endswith(("State", "StateManager")):
+            walk(vars(value))
+
+    for module in model.modules():
+        for hook in getattr(module, "_diffusers_hook", None).hooks.values() if hasattr(module, "_diffusers_hook") else ():
+            walk(getattr(hook, "state", None))
+            walk(getattr(hook, "state_manager", None))
+    return sum(storages.values())
+
+
 @torch.no_grad()
 def record(trajectory, dtype, seed):
     """One trajectory as the tensors and the metadata of its file."""
@@ -579,6 +606,7 @@ def record(trajectory, dtype, seed):
         "sites": text([site.kind for site in sites]),
         "site_names": text([site.name for site in sites]),
         "members": text([len(site.returned) for site in sites]),
+        "held_bytes": str(held_bytes(model)),
         **config_text(config, trajectory, dtype),
         **{f"decisions.{key}": letters for key, letters in sorted(decisions.items())},
         **versions(),
