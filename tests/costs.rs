@@ -324,8 +324,10 @@ fn an_engine_that_keeps_its_input_saves_the_copy() {
     let costs: Vec<_> = (0..4).map(|_| rig.cost(|rig| actions.push(step(rig)))).collect();
     use Action::{Compute, Skip};
     assert_eq!(actions, [Compute, Compute, Skip, Skip]);
-    // The measurement, and the residual on the new value; no copy, nothing written but the result.
+    // The measurement, and the residual on the new value; no copy, nothing written but the result. A
+    // computed pass keeps what it measured, and the residual of the stack.
     assert_eq!(costs[2..], [(3 + 2, 1); 2]);
+    assert_eq!(costs[0], (2 + 3, 1 + 2));
 }
 
 #[test]

@@ -943,3 +943,142 @@ fn ranks_skip_layers_together_or_not_at_all() {
         (0..12).filter(|step| step % 2 != 0).count() + (0..12).filter(|s| s % 3 != 0).count();
     assert_eq!(collective.calls.into_inner(), RANKS * votes);
 }
+
+// ---- every method, whatever happens ----
+
+const METHODS: [&str; 12] = [
+    "pab",
+    "pab,estimator=taylor",
+    "taylorseer",
+    "taylorseer,order=4",
+    "taylorseer,compat=diffusers,order=2",
+    "taylorseer,compat=paper,order=2",
+    "taylorseer,estimator=newton,order=3",
+    "hicache",
+    "fastercache,guidance.every=none",
+    "fastercache,guidance.every=none,compat=diffusers",
+    "fastercache,guidance.every=none,compat=paper",
+    "pab,estimator=foca,spatial.every=3",
+];
+
+/// One run of one layer: letters, the bytes in its output, and how each pass ended.
+fn run_layer(
+    cache: &Cache,
+    steps: std::ops::Range<u32>,
+    len: impl Fn(u32) -> usize,
+) -> Vec<(char, Vec<f32>, dc_status_t)> {
+    let step = |step| {
+        let out = [Tensor::new(F32, &[len(step)])];
+        let _ = cache.begin_pass(&pass_of(step, &[0]));
+        let action = cache.before_layer(3, DC_KIND_SPATIAL, &out);
+        if action == DC_COMPUTE {
+            out[0].fill(1.0 + (step * step) as f32);
+            cache.after_layer(3, &out);
+        }
+        let status = cache.end_pass();
+        (letter(action), out[0].values(), status)
+    };
+    steps.map(step).collect()
+}
+
+fn begin(cache: &Cache, steps: &[f32]) {
+    let run = run_of(steps.len() as u32);
+    ok(cache.begin_run_as(&dc_run_t { timesteps: steps.as_ptr(), timestep_max: 1000.0, ..run }));
+}
+
+#[test]
+fn every_method_lives_with_short_runs_and_with_runs_cut_short() {
+    for text in METHODS {
+        let (long, short, one) = (steps(20), steps(9), steps(1));
+        let cache = Run::new(text, &one).cache();
+        let first = run_layer(&cache, 0..1, |_| 5);
+        assert_eq!(first, [('C', vec![1.0; 5], DC_OK)], "{text}");
+        begin(&cache, &short);
+        let once = run_layer(&cache, 0..9, |_| 5);
+        assert!(once.iter().any(|(letter, ..)| *letter == 's'), "{text}");
+        // A run that was announced longer, broken off in the middle of a pass.
+        begin(&cache, &long);
+        run_layer(&cache, 0..7, |_| 5);
+        ok(cache.begin_pass(&pass_of(7, &[0])));
+        let out = [Tensor::new(F32, &[5])];
+        let _ = cache.before_layer(3, DC_KIND_SPATIAL, &out);
+        begin(&cache, &short);
+        assert_eq!(run_layer(&cache, 0..9, |_| 5), once, "{text}");
+    }
+}
+
+#[test]
+fn a_first_step_inside_the_window_computes() {
+    // diffusers' FasterCache fails there: it has nothing to extrapolate.
+    for text in METHODS {
+        let inside = [600.0; 6];
+        let (decisions, outputs) = Run::new(text, &inside).outputs(|t| 1.0 + t as f32);
+        assert!(decisions.starts_with('C'), "{text}: {decisions}");
+        assert!(outputs.iter().all(|y| y.is_finite()), "{text}: {outputs:?}");
+    }
+}
+
+#[test]
+fn a_layer_of_another_shape_starts_again() {
+    for text in METHODS {
+        let all = steps(16);
+        let cache = Run::new(text, &all).cache();
+        let seen = run_layer(&cache, 0..16, |step| if step < 8 { 5 } else { 7 });
+        // The first pass of the new shape computes; it says so if something was kept of the old one.
+        let (letter, values, status) = &seen[8];
+        assert_eq!((*letter, values), ('C', &vec![65.0; 7]), "{text}");
+        assert_eq!(*status, DC_ERR_SHAPE, "{text}");
+        assert!(seen[9..].iter().all(|(.., status)| *status == DC_OK), "{text}");
+        assert!(seen[9..].iter().any(|(letter, ..)| *letter == 's'), "{text}");
+        assert!(
+            seen[9..].iter().flat_map(|(_, values, _)| values).all(|y| y.is_finite()),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_schedule_passes_on_what_is_not_a_number() {
+    for text in METHODS {
+        let all = steps(10);
+        for bad in [f32::NAN, f32::INFINITY] {
+            let (decisions, outputs) =
+                Run::new(text, &all).outputs(|t| if t == 2 { bad } else { 1.0 });
+            // The value that stands in next builds on the bad one, and shows it.
+            let next = decisions[2..].find('s').map(|at| at + 2).expect(text);
+            let newest = decisions[..next].rfind('C').expect(text);
+            if newest == 2 {
+                assert!(!outputs[next].is_finite(), "{text}: {outputs:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn elements_are_the_same_for_any_number_of_threads() {
+    // More elements than stay on one thread, and an odd number of them.
+    let len = 40 * 4096 + 77;
+    for text in METHODS {
+        let all = steps(9);
+        let outputs = [1, 2, 3].map(|threads| {
+            let setup = Setup::new(1, text).with(|engine| {
+                (engine.hooks, engine.n_layers) = (DC_HOOK_LAYERS, 1);
+                engine.n_threads = threads;
+            });
+            let cache = setup.create();
+            begin(&cache, &all);
+            let step = |step: u32| {
+                let out = [Tensor::new(Bf16, &[len])];
+                ok(cache.begin_pass(&pass_of(step, &[0])));
+                if cache.before_layer(0, DC_KIND_SPATIAL, &out) == DC_COMPUTE {
+                    out[0].set(&noise(u64::from(step), len));
+                    cache.after_layer(0, &out);
+                }
+                ok(cache.end_pass());
+                out[0].bytes()
+            };
+            (0..9).map(step).collect::<Vec<_>>()
+        });
+        assert!(outputs[0] == outputs[1] && outputs[0] == outputs[2], "{text}");
+    }
+}

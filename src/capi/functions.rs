@@ -520,9 +520,16 @@ pub unsafe extern "C" fn dc_cache_begin_pass(
 /// `out` may be the same or apart, but not overlap in part; shapes of the two must agree if
 /// on_residual. DC_MODEL as block: `in` the latents, `out` the prediction.
 ///
-/// Cost: a copy of the measured streams at block 0; at the span, one pass over the kept values on a
-/// skip, or a copy of the streams. Errors are kept for dc_cache_end_pass; the answer is then
-/// DC_COMPUTE, but stays DC_SKIP for the rest of a span whose result is in place.
+/// With scope=block each block is a span of its own.
+///
+/// Cost, in reads + writes of a stream. A skip: one read for each kept value with a weight, one for
+/// the input of a residual, one write; so hold 2 + 1, or 1 + 1 on outputs, and order n as much as n
+/// reads more. A value that is computed: 3 + 2 as a residual (a copy in, a difference out), 1 + 1 as
+/// an output. Where a change is measured, before either, the measured streams: 1 + 1 at block 0 and
+/// 3 + 1 after the front; with DC_ENGINE_KEEPS_INPUT 3 + 0, and 2 + 1 more if the pass computes.
+///
+/// Errors are kept for dc_cache_end_pass; the answer is then DC_COMPUTE, but stays DC_SKIP for the
+/// rest of a span whose result is in place.
 ///
 /// # Safety
 /// `in_` has `n` tensors, valid for reads and, with `out` null, for writes; `out` is null or has `n`
