@@ -14,7 +14,7 @@ mod tensors;
 mod uncond;
 
 use crate::error::{Error, Result, bail};
-use crate::group::{Group, Layout, Setting, bytes_of};
+use crate::group::{Group, Layout, Setting, Unit, bytes_of};
 use crate::guidance::Guidance;
 use crate::history::MAX_TENSORS;
 use crate::log::{self, Level};
@@ -259,6 +259,11 @@ impl<O: Ops> Cache<O> {
 
     /// Shapes of all tensors that will be kept: each group's, then guidance's.
     fn plan(&self, layouts: &[Layout]) -> Result<Vec<Vec<Shape>>> {
+        let is_layers = |group: &Group<O>| matches!(group.policy().scope, Scope::Layers { .. });
+        let rows = layouts.iter().any(|row| matches!(row.of, Unit::Layer(_)));
+        if self.groups.iter().any(is_layers) && !rows {
+            bail!(Arg, "shapes has no row of DC_HOOK_LAYERS, which the method needs");
+        }
         let groups = self.groups.iter();
         let groups = groups.map(|group| Group::<O>::plan(group.policy(), &self.setting, layouts));
         let uncond = self.engine.uncond;
