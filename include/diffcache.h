@@ -166,7 +166,8 @@ typedef enum dc_status {
     DC_ERR_HANDLE = -3,
     // Another thread is in a call on this cache.
     DC_ERR_BUSY = -4,
-    // A branch's tensors changed shape or dtype within a run; the branch starts again.
+    // A branch's tensors changed shape or dtype within a run, and it starts again; or tensors that
+    // must be alike are not: in and out of a residual, cond and uncond.
     DC_ERR_SHAPE = -5,
     // The allocator returned null, or memory_budget would be exceeded.
     DC_ERR_MEMORY = -6,
@@ -511,12 +512,14 @@ typedef struct dc_options_t {
     // "guidance.max_growth": low and high grow with every skipped step in a row, up to this power.
     // Auto: 4; DC_NONE with compat.
     uint32_t guide_max_growth;
-    // "guidance.window": where the branch may be left out.
+    // "guidance.window": where the branch may be left out. Of the limits warmup_steps, last_steps,
+    // max_total and max_age hold for guidance too, as far as they are set.
     double guide_window[2];
     // "guidance.low", "guidance.high": factors; 1 = none.
     double guide_low;
     double guide_high;
-    // "guidance.low_window", "guidance.high_window": where they are not 1.
+    // "guidance.low_window", "guidance.high_window": where they grow. Outside they keep what they have
+    // grown to, until the branch is computed again.
     double guide_low_window[2];
     double guide_high_window[2];
     // Steps in `mask`.
@@ -570,9 +573,10 @@ typedef struct dc_shape_t {
     dc_kind_t kind;
     // One branch, or UINT32_MAX for each that has no row of its own.
     uint32_t branch;
-    // Layers of this kind and shape. Else 0 or 1.
+    // Layers of this kind and shape, together at most n_layers. Else 0 or 1.
     uint32_t count;
-    // One branch's rows.
+    // One branch's rows: of a block what goes in, or with on_residual 0 what comes out; of layers and
+    // the model what comes out.
     const dc_tensor_t *tensors;
     uint32_t n;
     // Must be 0.
@@ -636,7 +640,8 @@ typedef struct dc_stats_t {
     // Of the layers that the method is for.
     uint64_t layers_computed;
     uint64_t layers_skipped;
-    // Answers of dc_cache_before_uncond.
+    // Steps of the unconditional branch while guidance is on, as dc_cache_before_uncond answered or
+    // dc_cache_after_uncond reported.
     uint64_t uncond_computed;
     uint64_t uncond_skipped;
     // Measurements that were NaN or infinite.
@@ -839,7 +844,8 @@ DC_API DC_NODISCARD dc_status_t dc_cache_end_pass(dc_cache_t *cache);
 //
 // Cost of a skip: one read for each kept value with a weight, one write (PAB 1 + 1, TaylorSeer of
 // order n and HiCache n + 1 + 1, FasterCache 2 + 1; with compat=diffusers FasterCache keeps its own
-// prediction as well, 2 + 2 more). Errors are kept for dc_cache_end_pass; the layer then computes.
+// prediction as well, 2 + 2 more). Errors are kept for dc_cache_end_pass; the layer then computes, and
+// of what the rest of the pass computes nothing is kept.
 DC_API DC_NODISCARD dc_action_t dc_cache_before_layer(dc_cache_t *cache, uint32_t layer,
         dc_kind_t kind, const dc_tensor_t *out, size_t n);
 
@@ -851,9 +857,10 @@ DC_API void dc_cache_after_layer(dc_cache_t *cache, uint32_t layer,
 // ---- Guidance ------------------------------------------------------------------------------
 //
 // Classifier-free guidance evaluates an unconditional branch beside the conditional one;
-// FasterCache leaves it out of most steps. Both calls stand outside passes. `pass` names the step,
-// the stream and, as its only branch, dc_engine_t::uncond_branch; `cond` and `uncond` are one
-// branch's prediction each, with height and width as their last dimensions.
+// FasterCache leaves it out of most steps. Both calls stand outside passes (inside one they are
+// served just the same). `pass` names the step, the stream and, as its only branch,
+// dc_engine_t::uncond_branch; `cond` and `uncond` are one branch's prediction each, of one shape, with
+// height and width as their last dimensions.
 //
 // One branch after the other:
 //

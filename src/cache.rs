@@ -14,7 +14,7 @@ mod tensors;
 mod uncond;
 
 use crate::error::{Error, Result, bail};
-use crate::group::{Group, Layout, Setting, Unit, bytes_of};
+use crate::group::{Group, Layout, Setting, Unit, bytes_of, rows_of};
 use crate::guidance::Guidance;
 use crate::history::MAX_TENSORS;
 use crate::log::{self, Level};
@@ -258,7 +258,16 @@ impl<O: Ops> Cache<O> {
     }
 
     /// Shapes of all tensors that will be kept: each group's, then guidance's.
-    fn plan(&self, layouts: &[Layout]) -> Result<Vec<Vec<Shape>>> {
+    fn plan(&self, layouts: &[Layout]) -> Result<Vec<Vec<(Shape, usize)>>> {
+        for branch in 0..self.engine.n_branches {
+            let layers = Kind::ALL.map(|kind| rows_of(layouts, Unit::Layer(kind), branch));
+            let layers = layers.into_iter().flatten().flatten();
+            let (n, n_layers) =
+                (layers.map(|row| u64::from(row.count)).sum::<u64>(), self.engine.n_layers);
+            if n > u64::from(n_layers) {
+                bail!(Arg, "shapes count {n} layers for branch {branch}, n_layers is {n_layers}");
+            }
+        }
         let is_layers = |group: &Group<O>| matches!(group.policy().scope, Scope::Layers { .. });
         let rows = layouts.iter().any(|row| matches!(row.of, Unit::Layer(_)));
         if self.groups.iter().any(is_layers) && !rows {
@@ -297,7 +306,7 @@ impl<O: Ops> Cache<O> {
     }
 
     /// Takes all or nothing.
-    fn reserve_planned(&mut self, plan: &[Vec<Shape>]) -> Result<()> {
+    fn reserve_planned(&mut self, plan: &[Vec<(Shape, usize)>]) -> Result<()> {
         let ops = &mut self.ops;
         let (of_groups, of_guidance) = plan.split_at(self.groups.len());
         let mut groups = self.groups.iter_mut().zip(of_groups);
@@ -406,7 +415,7 @@ impl<O: Ops> Cache<O> {
         let begun = info.and_then(|info| {
             pass.stream = info.stream;
             pass.step = info.step;
-            let checked = self.check_pass(&info);
+            let checked = self.check_pass(&info, "begin_pass");
             if checked.is_err() && info.flags & flag::FORGET != 0 {
                 // The weights have changed all the same.
                 let n = self.engine.n_branches;
@@ -431,10 +440,10 @@ impl<O: Ops> Cache<O> {
         result
     }
 
-    fn check_pass(&self, info: &PassInfo) -> Result<()> {
+    fn check_pass(&self, info: &PassInfo, call: &str) -> Result<()> {
         let PassInfo { step, branches, flags, timestep, .. } = info;
         let Some(run) = &self.run else {
-            bail!(State, "begin_pass before begin_run");
+            bail!(State, "{call} before begin_run");
         };
         let (n, stacked) = (self.engine.n_branches, self.engine.max_stacked);
         if branches.is_empty() || branches.len() > stacked {

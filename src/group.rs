@@ -13,7 +13,7 @@ mod foresight;
 mod memory;
 mod sites;
 
-pub use foresight::Between;
+pub use foresight::{Between, FORESIGHT};
 pub use memory::{Layout, Unit, bytes_of, rows_of};
 
 use crate::error::{Error, Result};

@@ -13,7 +13,7 @@
 //! Source: FasterCache (arXiv 2410.19355); diffusers `hooks/faster_cache.py`, which transforms three
 //! planes a step to the same end. Cost of a skipped step: three reads, one write.
 use crate::error::{Result, bail};
-use crate::group::{Layout, Unit, rows_of};
+use crate::group::{FORESIGHT, Layout, Unit, rows_of};
 use crate::ops::{Buffer, Dtype, Ops, Rounding, Shape, View};
 use crate::pool::Pool;
 use crate::rule::{self, Action, Pass, Reason, Rule, Verdict, Window};
@@ -61,18 +61,18 @@ impl Policy {
         windowed || self.rules.iter().any(|rule| rule.needs_timestep())
     }
 
-    /// Shapes of what is kept.
-    pub fn plan(&self, layouts: &[Layout], uncond: usize) -> Result<Vec<Shape>> {
+    /// Shapes of what is kept, and how many of each.
+    pub fn plan(&self, layouts: &[Layout], uncond: usize) -> Result<Vec<(Shape, usize)>> {
         let rows = rows_of(layouts, Unit::Uncond, uncond)?;
         let Some(shape) = rows.first().and_then(|row| row.tensors.first()) else {
             bail!(Arg, "the row of DC_HOOK_GUIDE has no tensor");
         };
-        Ok(self.kept(*shape))
+        Ok(vec![self.kept(*shape)])
     }
 
-    fn kept(&self, prediction: Shape) -> Vec<Shape> {
+    fn kept(&self, prediction: Shape) -> (Shape, usize) {
         let tensors = if self.is_flat() { 1 } else { 2 };
-        vec![prediction.with_dtype(Dtype::F32); tensors]
+        (prediction.with_dtype(Dtype::F32), tensors)
     }
 }
 
@@ -120,7 +120,7 @@ impl<O: Ops> Guidance<O> {
     // ---- memory ----
 
     /// Takes all memory that will ever be needed, which is [`Policy::plan`]ned.
-    pub fn reserve(&mut self, ops: &mut O, planned: &[Shape]) -> Result<()> {
+    pub fn reserve(&mut self, ops: &mut O, planned: &[(Shape, usize)]) -> Result<()> {
         let held = self.difference.take().map_or(Vec::new(), |difference| difference.tensors);
         held.into_iter().for_each(|buffer| self.pool.give(buffer));
         self.pool.reserve(ops, planned)
@@ -234,36 +234,40 @@ impl<O: Ops> Guidance<O> {
         ops.combine(uncond.view, Some(cond.view), terms, Rounding::Once);
     }
 
-    /// Takes in what both branches predicted in a step that computed them.
+    /// Takes in what both branches predicted in a step that computed them; true if the step had not
+    /// been asked about.
     pub fn after(
         &mut self,
         ops: &mut O,
         pass: &Pass,
         cond: &Prediction,
         uncond: &Prediction,
-    ) -> Result<()> {
-        match self.answered {
+    ) -> Result<bool> {
+        let first = match self.answered {
             Some((step, Action::Skip)) if step == pass.step => {
                 bail!(State, "step {step} was answered SKIP, and its branch ran")
             }
             Some((step, _)) if step > pass.step => {
                 bail!(State, "after_uncond at step {}, but step {step} was answered", pass.step)
             }
-            Some((step, _)) if step == pass.step => {}
+            Some((step, _)) if step == pass.step => false,
             // An engine that looked ahead need not ask.
-            _ => self.record(pass, Action::Compute),
+            _ => true,
+        };
+        if first {
+            self.record(pass, Action::Compute);
         }
         check_pair(cond, uncond)?;
         let held = self.take(ops, cond)?;
         ops.subtract(held.tensors[0].view(), uncond.view, cond.view);
         let tensors = std::mem::take(&mut held.tensors);
         *held = Difference { tensors, step: Some(pass.position()), ..Difference::new(cond) };
-        Ok(())
+        Ok(first)
     }
 
     /// Room for what predictions like this differ by.
     fn take(&mut self, ops: &mut O, like: &Prediction) -> Result<&mut Difference<O>> {
-        let shapes = self.policy.kept(like.view.shape());
+        let (shape, n) = self.policy.kept(like.view.shape());
         let old = self.difference.take_if(|held| held.prediction != like.view.shape());
         if old.is_some() {
             // Their memory may be needed.
@@ -271,7 +275,7 @@ impl<O: Ops> Guidance<O> {
             self.pool.free();
         }
         if self.difference.is_none() {
-            let tensors = shapes.iter().map(|shape| self.pool.take(ops, *shape));
+            let tensors = (0..n).map(|_| self.pool.take(ops, shape));
             let tensors = tensors.collect::<Result<_>>()?;
             self.difference = Some(Difference { tensors, ..Difference::new(like) });
         }
@@ -296,7 +300,12 @@ impl<O: Ops> Difference<O> {
 fn check_pair(cond: &Prediction, uncond: &Prediction) -> Result<()> {
     let (is, other) = (cond.view.shape(), uncond.view.shape());
     if is.with_dtype(other.dtype) != other || cond.plane != uncond.plane {
-        bail!(Shape, "cond is {is} and uncond is {other}: they must be alike");
+        let ((h, w), (other_h, other_w)) = (cond.plane, uncond.plane);
+        bail!(
+            Shape,
+            "cond is {is} in planes of {h} x {w} and uncond is {other} in planes of {other_h} x \
+             {other_w}: they must be alike"
+        );
     }
     if !uncond.view.is_injective() {
         bail!(Arg, "uncond has elements that share a place (a stride of 0?)");
@@ -325,6 +334,10 @@ impl Forecast {
     pub fn at(&mut self, step: u32, at: impl Fn(u32) -> Pass) -> Option<Action> {
         if let Some((_, action)) = self.answered.filter(|(answered, _)| *answered == step) {
             return Some(action);
+        }
+        if step - self.next.min(step) > FORESIGHT {
+            // Too far to be played to.
+            (self.known, self.next) = (false, step);
         }
         let mut answer = None;
         for step in self.next..=step {

@@ -1,6 +1,7 @@
 //! Buffers between two uses: all tensor memory comes and goes through here.
 use crate::error::Result;
 use crate::ops::{Buffer, Ops, Shape};
+use std::collections::BTreeMap;
 
 /// Buffers that wait to be used, found by their exact shape.
 pub struct Pool<O: Ops> {
@@ -53,16 +54,22 @@ impl<O: Ops> Pool<O> {
     }
 
     /// Holds exactly these buffers afterwards.
-    pub fn reserve(&mut self, ops: &mut O, shapes: &[Shape]) -> Result<()> {
+    pub fn reserve(&mut self, ops: &mut O, planned: &[(Shape, usize)]) -> Result<()> {
         self.planned = true;
-        let mut missing = shapes.to_vec();
-        self.buffers.retain(|(shape, _)| {
-            let wanted = missing.iter().position(|other| other == shape);
-            wanted.map(|index| missing.swap_remove(index)).is_some()
+        let mut missing = BTreeMap::new();
+        planned.iter().for_each(|(shape, n)| *missing.entry(*shape).or_insert(0) += n);
+        self.buffers.retain(|(shape, _)| match missing.get_mut(shape) {
+            Some(n) if *n > 0 => {
+                *n -= 1;
+                true
+            }
+            _ => false,
         });
-        for shape in missing {
-            let buffer = ops.alloc(shape)?;
-            self.buffers.push((shape, buffer));
+        for (shape, n) in missing {
+            for _ in 0..n {
+                let buffer = ops.alloc(shape)?;
+                self.buffers.push((shape, buffer));
+            }
         }
         Ok(())
     }

@@ -6,79 +6,32 @@
 //! f64. No recorded decision is so near its threshold that the order of a sum could turn it (the
 //! script sees to that), so decisions are compared without exception.
 
-use std::collections::HashMap;
+mod support;
+
 use std::ffi::{CStr, CString, c_void};
-use std::{fmt, fs, mem, ptr};
+use std::{fmt, mem, ptr};
 
 use diffcache::capi::*;
 use half::{bf16, f16};
-use safetensors::{Dtype, SafeTensors};
+use support::Dtype;
+use support::recording::Recording;
 
 // ---- the recordings ----
 
-/// One value of every step, or of every reused pass: the first dimension counts them.
-struct Stack {
-    shape: Vec<i64>,
-    rows: Vec<Vec<u8>>,
+fn recordings() -> Vec<Recording> {
+    Recording::all("fbcache")
 }
 
-struct Recording {
-    meta: HashMap<String, String>,
-    dtype: Dtype,
-    tensors: HashMap<String, Stack>,
+/// One row of `value`: the bytes of each stream.
+fn streams<'a>(recording: &'a Recording, value: &str, row: usize) -> Vec<&'a [u8]> {
+    let of = |stream| recording.stack(&format!("{value}.{stream}"));
+    recording.list("streams").into_iter().map(|stream| of(stream).rows[row].as_slice()).collect()
 }
 
-impl Recording {
-    fn read(bytes: &[u8]) -> Recording {
-        let (_, header) = SafeTensors::read_metadata(bytes).expect("a safetensors header");
-        let meta = header.metadata().clone().expect("metadata");
-        let file = SafeTensors::deserialize(bytes).expect("a safetensors file");
-        let stack = |view: safetensors::tensor::TensorView| Stack {
-            shape: view.shape()[1..].iter().map(|&extent| extent as i64).collect(),
-            rows: view
-                .data()
-                .chunks(view.data().len() / view.shape()[0])
-                .map(<[u8]>::to_vec)
-                .collect(),
-        };
-        let dtype = file.tensor("x.cond.image").expect("the input of block 0").dtype();
-        let tensors = file.tensors().into_iter().map(|(name, view)| (name, stack(view))).collect();
-        Recording { meta, dtype, tensors }
-    }
-
-    /// All of them, by name.
-    fn all() -> Vec<Recording> {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/conformance/fbcache");
-        let mut paths: Vec<_> =
-            fs::read_dir(folder).expect(folder).map(|entry| entry.unwrap().path()).collect();
-        paths.retain(|path| path.extension().is_some_and(|end| end == "safetensors"));
-        paths.sort();
-        assert!(!paths.is_empty(), "no recordings in {folder}");
-        paths.iter().map(|path| Recording::read(&fs::read(path).unwrap())).collect()
-    }
-
-    fn text(&self, key: &str) -> &str {
-        self.meta.get(key).unwrap_or_else(|| panic!("metadata has no {key}"))
-    }
-
-    fn list(&self, key: &str) -> Vec<&str> {
-        self.text(key).split_whitespace().collect()
-    }
-
-    fn count(&self, key: &str) -> usize {
-        self.text(key).parse().unwrap()
-    }
-
-    /// One row of `value`: the bytes of each stream.
-    fn streams(&self, value: &str, row: usize) -> Vec<&[u8]> {
-        let of = |stream| &self.tensors[&format!("{value}.{stream}")];
-        self.list("streams").into_iter().map(|stream| of(stream).rows[row].as_slice()).collect()
-    }
-
-    fn shapes(&self) -> Vec<&[i64]> {
-        let of = |stream| &self.tensors[&format!("x.cond.{stream}")];
-        self.list("streams").into_iter().map(|stream| of(stream).shape.as_slice()).collect()
-    }
+fn shapes(recording: &Recording) -> Vec<Vec<i64>> {
+    let of = |stream| &recording.stack(&format!("x.cond.{stream}")).shape;
+    let extents = |stream| of(stream).iter().map(|extent| *extent as i64).collect();
+    recording.list("streams").into_iter().map(extents).collect()
 }
 
 #[derive(Clone, Copy)]
@@ -125,7 +78,7 @@ impl Run<'_> {
 
     /// The recorded output of the `row`-th reused pass.
     fn reused(&self, branch: &str, row: usize) -> Vec<&[u8]> {
-        self.recording.streams(&self.key("reused", branch), row)
+        streams(self.recording, &self.key("reused", branch), row)
     }
 }
 
@@ -251,18 +204,18 @@ impl Engine<'_> {
     fn tensors(&self, buffers: &mut [Buffer]) -> Vec<dc_tensor_t> {
         let dtype = match self.run.recording.dtype {
             Dtype::F16 => DC_F16,
-            Dtype::BF16 => DC_BF16,
+            Dtype::Bf16 => DC_BF16,
             _ => DC_F32,
         };
-        let tensor = |(buffer, shape): (&mut Buffer, &[i64])| {
+        let tensor = |(buffer, shape): (&mut Buffer, Vec<i64>)| {
             let mut tensor: dc_tensor_t = zeroed();
             tensor.data = buffer.data().cast::<c_void>();
             tensor.dtype = dtype;
             tensor.ndim = shape.len() as u32;
-            tensor.shape[..shape.len()].copy_from_slice(shape);
+            tensor.shape[..shape.len()].copy_from_slice(&shape);
             tensor
         };
-        buffers.iter_mut().zip(self.run.recording.shapes()).map(tensor).collect()
+        buffers.iter_mut().zip(shapes(self.run.recording)).map(tensor).collect()
     }
 
     fn before(&self, block: u32, x: &mut [Buffer], out: Option<&mut [Buffer]>) -> dc_action_t {
@@ -285,7 +238,7 @@ impl Engine<'_> {
         let recording = self.run.recording;
         let n_blocks = recording.count("n_blocks") as u32;
         let name = recording.list("branches")[branch];
-        let recorded = |value| recording.streams(&format!("{value}.{name}"), step);
+        let recorded = |value| streams(recording, &format!("{value}.{name}"), step);
 
         let mut pass: dc_pass_t = zeroed();
         pass.struct_size = size_of::<dc_pass_t>() as u32;
@@ -390,7 +343,7 @@ impl Drop for Engine<'_> {
 
 /// Replays every run under `rule`, with engines of every build, and hands it to `check`.
 fn replay_all(rule: Rule, mut check: impl FnMut(&Run, &Replay)) {
-    for recording in &Recording::all() {
+    for recording in &recordings() {
         for index in 0..recording.list("thresholds").len() {
             let run = Run { recording, rule, index };
             for buffers in [Buffers::One, Buffers::InputKept, Buffers::ResultApart] {
@@ -419,7 +372,7 @@ fn width(dtype: Dtype) -> usize {
 fn values(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     let value = |word: &[u8]| match dtype {
         Dtype::F16 => f16::from_le_bytes([word[0], word[1]]).to_f32(),
-        Dtype::BF16 => bf16::from_le_bytes([word[0], word[1]]).to_f32(),
+        Dtype::Bf16 => bf16::from_le_bytes([word[0], word[1]]).to_f32(),
         _ => f32::from_le_bytes([word[0], word[1], word[2], word[3]]),
     };
     bytes.chunks(width(dtype)).map(value).collect()
@@ -443,7 +396,7 @@ fn ulps(dtype: Dtype, ours: f32, theirs: f32) -> u32 {
     let place = |value: f32| {
         let magnitude = match dtype {
             Dtype::F16 => f16::from_f32(value.abs()).to_bits().into(),
-            Dtype::BF16 => bf16::from_f32(value.abs()).to_bits().into(),
+            Dtype::Bf16 => bf16::from_f32(value.abs()).to_bits().into(),
             _ => value.abs().to_bits(),
         };
         if value < 0.0 { -i64::from(magnitude) } else { i64::from(magnitude) }
@@ -455,14 +408,14 @@ fn ulps(dtype: Dtype, ours: f32, theirs: f32) -> u32 {
 
 #[test]
 fn the_recordings_hold_what_a_comparison_needs() {
-    let all = Recording::all();
-    for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+    let all = recordings();
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
         let of_dtype = || all.iter().filter(|recording| recording.dtype == dtype);
         for (branches, streams) in [(1, 1), (1, 2), (2, 1), (2, 2)] {
             let decisions: Vec<_> = of_dtype()
                 .filter(|one| one.list("branches").len() == branches)
                 .filter(|one| one.list("streams").len() == streams)
-                .flat_map(|one| one.meta.iter())
+                .flat_map(|one| one.section(""))
                 .filter(|(key, _)| key.contains(".diffusers.decisions."))
                 .map(|(_, decisions)| decisions)
                 .collect();
@@ -550,7 +503,7 @@ fn corrected_reuses_what_f64_gives() {
         let dtype = run.recording.dtype;
         let skips = run.decisions(name).match_indices('s');
         for (row, (ours, (step, _))) in branch.reused.iter().zip(skips).enumerate() {
-            let h1 = run.recording.streams(&format!("h1.{name}"), step);
+            let h1 = streams(run.recording, &format!("h1.{name}"), step);
             for ((ours, exact), h1) in ours.iter().zip(run.reused(name, row)).zip(h1) {
                 let (ours, h1) = (values(dtype, ours), values(dtype, h1));
                 let exact = values(Dtype::F32, exact);
@@ -560,7 +513,7 @@ fn corrected_reuses_what_f64_gives() {
                     let both = f64::from(exact.abs() + h1.abs());
                     let tolerance = match dtype {
                         Dtype::F16 => 2e-3 * both,
-                        Dtype::BF16 => 1.6e-2 * both,
+                        Dtype::Bf16 => 1.6e-2 * both,
                         _ => 1e-5 * f64::from(exact.abs()) + 1e-6 * largest,
                     };
                     let good = near(ours.into(), exact.into(), tolerance);

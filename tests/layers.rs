@@ -1082,3 +1082,60 @@ fn elements_are_the_same_for_any_number_of_threads() {
         assert!(outputs[0] == outputs[1] && outputs[0] == outputs[2], "{text}");
     }
 }
+
+// ---- what once went wrong ----
+
+#[test]
+fn shapes_of_more_layers_than_there_are_are_refused_at_once() {
+    let setup = Setup::new(1, "taylorseer,order=4")
+        .branches(8, 8)
+        .with(|engine| (engine.hooks, engine.n_layers) = (DC_HOOK_LAYERS, 4));
+    let row = |kind, count| ShapeRow::layers(kind, count, &[Tensor::new(F32, &[2])]);
+    // Five rungs of eight bytes for each of four layers and eight branches.
+    let rows = [row(DC_KIND_SPATIAL, 1), row(DC_KIND_MLP, 3)];
+    assert_eq!(setup.memory_needed_for(&rows), 5 * 8 * 4 * 8);
+    let rows = [row(DC_KIND_SPATIAL, 1 << 20), row(DC_KIND_MLP, 3)];
+    let cache = setup.create();
+    assert_eq!(cache.begin_run_for(&run_of(9), &rows), DC_ERR_ARG);
+    assert!(last_error().contains("1048579 layers") && last_error().contains("n_layers is 4"));
+}
+
+#[test]
+fn steps_may_lie_far_apart() {
+    let text = "fastercache,window=none,guidance.window=none,guidance.low_window=none,\
+                guidance.high_window=none";
+    let cache = Run::new(text, &[500.0]).cache();
+    ok(cache.begin_run_as(&dc_run_t { timestep_max: 1.0, ..run_of(0) }));
+    let out = [Tensor::of(F32, &[1.0])];
+    // Each step played forward one by one would take minutes.
+    for step in [0, 1_000_000_001, 3_000_000_000, 4_000_000_001, u32::MAX - 1] {
+        let ask = pass_of(step, &[1]);
+        // What computes by its number alone is known however far it is.
+        let expected = if step % 5 == 0 { DC_COMPUTE } else { DC_UNDECIDED };
+        assert_eq!(cache.peek(Some(&ask), DC_UNCOND), expected);
+        ok(cache.begin_pass(&pass_of(step, &[0])));
+        assert_eq!(cache.before_layer(0, DC_KIND_SPATIAL, &out), DC_COMPUTE);
+        cache.after_layer(0, &out);
+        ok(cache.end_pass());
+    }
+    // What is far away is decided when it comes.
+    let (cond, uncond) = (Tensor::of(F32, &[1.0]), Tensor::of(F32, &[2.0]));
+    let ask = pass_of(4_000_000_000, &[1]);
+    ok(cache.after_uncond(&ask, &cond, &uncond));
+    let ask = pass_of(4_000_000_001, &[1]);
+    assert_eq!(cache.peek(Some(&ask), DC_UNCOND), DC_SKIP);
+    assert_eq!(cache.before_uncond(&ask, &cond, &uncond), DC_SKIP);
+}
+
+#[test]
+fn new_weights_are_not_overlooked_in_a_call_that_is_refused() {
+    let guided = Guided::new("none,guidance.every=9", &[500.0; 8], true);
+    let (cond, uncond) = (Tensor::of(F32, &[1.0]), Tensor::of(F32, &[2.0]));
+    ok(guided.cache.after_uncond(&pass_of(0, &[1]), &cond, &uncond));
+    assert_eq!(guided.cache.peek(Some(&pass_of(1, &[1])), DC_UNCOND), DC_SKIP);
+    let wrong = flagged(1, &[0], DC_PASS_FORGET);
+    assert_eq!(guided.cache.before_uncond(&wrong, &cond, &uncond), DC_COMPUTE);
+    assert!(last_error().contains("branches"), "{}", last_error());
+    assert_eq!(guided.cache.before_uncond(&pass_of(1, &[1]), &cond, &uncond), DC_COMPUTE);
+    assert_eq!(guided.cache.trace().reasons(), "EH");
+}

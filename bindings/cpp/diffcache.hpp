@@ -14,6 +14,9 @@
 //                 pass.block(i, x, [&] { run_block(i); });
 //         });
 //
+// Layers and guidance in the same manner: pass.layer(i, DC_KIND_SPATIAL, out, [&] { ... }) where block(...) stands, and
+// run.uncond(step, cond, uncond, [&] { ... }) after the pass of the conditional branch.
+//
 // Setting up throws `Error`; sampling never does. A failure there only means that the library stood aside and the engine
 // computed: the image is right, and `status()` says why it took longer.
 //
@@ -123,17 +126,21 @@ private:
 /// The cache. A default-constructed one is "caching off": everything computes. Outlives its runs and passes.
 class Cache {
 public:
-    Cache() noexcept : handle_(nullptr) {}
-    Cache(const dc_engine_t &engine, const dc_options_t &options) : handle_(nullptr)
+    Cache() noexcept : handle_(nullptr), uncond_branch_(1) {}
+    Cache(const dc_engine_t &engine, const dc_options_t &options) : handle_(nullptr), uncond_branch_(engine.uncond_branch)
     {
         check(dc_cache_create(&engine, &options, &handle_));
     }
     ~Cache() { dc_cache_destroy(handle_); }
 
-    Cache(Cache &&other) noexcept : handle_(other.handle_) { other.handle_ = nullptr; }
+    Cache(Cache &&other) noexcept : handle_(other.handle_), uncond_branch_(other.uncond_branch_)
+    {
+        other.handle_ = nullptr;
+    }
     Cache &operator=(Cache &&other) noexcept
     {
         std::swap(handle_, other.handle_);
+        std::swap(uncond_branch_, other.uncond_branch_);
         return *this;
     }
     Cache(const Cache &) = delete;
@@ -166,7 +173,10 @@ public:
     }
 
 private:
+    friend class Run;
+
     dc_cache_t *handle_;
+    uint32_t uncond_branch_;
 };
 
 /// What became of a pass.
@@ -206,11 +216,21 @@ public:
         return run(index, in, out.data(), out, std::forward<Work>(work));
     }
 
+    /// Calls `work` unless the library puts into `out` what it would leave there. True if it was called.
+    template <class Work>
+    bool layer(uint32_t number, dc_kind_t kind, Tensors out, Work &&work)
+    {
+        if (dc_cache_before_layer(open(), number, kind, out.data(), out.size()) != DC_COMPUTE) return false;
+        std::forward<Work>(work)();
+        dc_cache_after_layer(open(), number, out.data(), out.size());
+        return true;
+    }
+
     /// Settles the pass before its first skippable block; any other wish than DC_UNDECIDED overrules the method.
     dc_action_t decide(dc_action_t wish = DC_UNDECIDED) noexcept { return dc_cache_decide(open(), wish); }
 
-    /// What block `index` of this pass will be answered, if that is certain.
-    dc_action_t peek(uint32_t index) const noexcept { return dc_cache_peek(open(), nullptr, index); }
+    /// What block `unit` of this pass, or DC_LAYER(number), will be answered, if that is certain.
+    dc_action_t peek(uint32_t unit) const noexcept { return dc_cache_peek(open(), nullptr, unit); }
 
     /// Ends the pass, once.
     DC_NODISCARD Outcome end() noexcept
@@ -255,7 +275,7 @@ class Run {
 public:
     Run(const Cache &cache, uint32_t n_steps) noexcept : Run(cache, of_steps(n_steps)) {}
     Run(const Cache &cache, const dc_run_t &run) noexcept
-        : handle_(cache.get()), status_(dc_cache_begin_run(cache.get(), &run)) {}
+        : handle_(cache.get()), uncond_branch_(cache.uncond_branch_), status_(dc_cache_begin_run(cache.get(), &run)) {}
     ~Run() { dc_cache_end_run(handle_); }
 
     Run(const Run &) = delete;
@@ -290,6 +310,29 @@ public:
         return evaluate(of_step(step), std::forward<Body>(body));
     }
 
+    /// Guidance, between passes: calls `work`, which evaluates the unconditional branch, unless the library puts `uncond`
+    /// together from `cond`. True if it was called. `description` names the engine's uncond_branch.
+    template <class Work>
+    bool uncond(const dc_pass_t &description, const dc_tensor_t &cond, const dc_tensor_t &uncond, Work &&work)
+    {
+        if (dc_cache_before_uncond(handle_, &description, &cond, &uncond) != DC_COMPUTE) return false;
+        std::forward<Work>(work)();
+        (void)dc_cache_after_uncond(handle_, &description, &cond, &uncond); // an error shows in Cache::stats
+        return true;
+    }
+    template <class Work>
+    bool uncond(uint32_t step, const dc_tensor_t &cond, const dc_tensor_t &uncond, Work &&work)
+    {
+        return this->uncond(of_uncond(step), cond, uncond, std::forward<Work>(work));
+    }
+
+    /// What `uncond` of a coming step will do, if that is certain: DC_SKIP = leave the branch out of a stacked pass.
+    dc_action_t peek_uncond(const dc_pass_t &description) const noexcept
+    {
+        return dc_cache_peek(handle_, &description, DC_UNCOND);
+    }
+    dc_action_t peek_uncond(uint32_t step) const noexcept { return peek_uncond(of_uncond(step)); }
+
 private:
     static dc_run_t of_steps(uint32_t n_steps) noexcept
     {
@@ -303,8 +346,15 @@ private:
         pass.step = step;
         return pass;
     }
+    dc_pass_t of_uncond(uint32_t step) const noexcept
+    {
+        dc_pass_t pass = of_step(step);
+        pass.branches[0] = uncond_branch_;
+        return pass;
+    }
 
     dc_cache_t *handle_;
+    uint32_t uncond_branch_;
     dc_status_t status_;
 };
 

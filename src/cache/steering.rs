@@ -59,7 +59,7 @@ impl<O: Ops> Cache<O> {
             bail!(State, "peek before begin_run");
         };
         if let Some(info) = &info {
-            self.check_pass(info)?;
+            self.check_pass(info, "peek")?;
         } else if self.pass.is_none() {
             bail!(State, "peek at the open pass, but none is open");
         }

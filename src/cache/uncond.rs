@@ -18,7 +18,7 @@ impl<O: Ops> Cache<O> {
         if self.guidance.is_none() {
             return (Action::Compute, Ok(()));
         }
-        let asked = self.guided(info).and_then(|(about, flags)| {
+        let asked = self.guided(info, "before_uncond").and_then(|(about, flags)| {
             let (cond, uncond) = read()?;
             let (cond, uncond) = (prediction(&cond)?, prediction(&uncond)?);
             let Some(guidance) = &mut self.guidance else {
@@ -47,22 +47,27 @@ impl<O: Ops> Cache<O> {
         if self.guidance.is_none() {
             return Ok(());
         }
-        let taken = self.guided(info).and_then(|(about, _)| {
+        let taken = self.guided(info, "after_uncond").and_then(|(about, _)| {
             let (cond, uncond) = read()?;
             let (cond, uncond) = (prediction(&cond)?, prediction(&uncond)?);
-            match &mut self.guidance {
-                Some(guidance) => guidance.after(&mut self.ops, &about, &cond, &uncond),
-                None => Ok(()),
+            let Some(guidance) = &mut self.guidance else { return Ok(()) };
+            if guidance.after(&mut self.ops, &about, &cond, &uncond)? {
+                self.count_uncond(&about, Action::Compute, Reason::Engine);
             }
+            Ok(())
         });
         self.refresh_memory();
         taken.or_else(|error| self.failed_outside(error))
     }
 
     /// The pass that guidance is asked about, checked; and its flags.
-    fn guided(&mut self, info: Result<PassInfo>) -> Result<(Pass, u32)> {
+    fn guided(&mut self, info: Result<PassInfo>, call: &str) -> Result<(Pass, u32)> {
         let info = info?;
-        self.check_pass(&info)?;
+        if info.flags & flag::FORGET != 0 {
+            // The weights have changed, whatever else is wrong.
+            self.guidance.iter_mut().for_each(Guidance::forget);
+        }
+        self.check_pass(&info, call)?;
         let uncond = self.engine.uncond;
         if info.branches != [uncond] {
             let branches = &info.branches;
@@ -73,7 +78,7 @@ impl<O: Ops> Cache<O> {
         }
         let needs_timestep = self.guidance.as_ref().is_some_and(|g| g.policy().needs_timestep());
         let Some(run) = &self.run else {
-            bail!(State, "before_uncond before begin_run");
+            bail!(State, "{call} before begin_run");
         };
         run.failed.clone().map_or(Ok(()), Err)?;
         let timestep = (info.flags & flag::TIMESTEP != 0).then_some(info.timestep);
@@ -81,9 +86,6 @@ impl<O: Ops> Cache<O> {
         if needs_timestep && about.timestep.is_none() {
             let step = info.step;
             bail!(Arg, "pass->timestep: step {step} has none, which guidance's windows need");
-        }
-        if info.flags & flag::FORGET != 0 {
-            self.guidance.iter_mut().for_each(Guidance::forget);
         }
         self.memory.set_stream(info.stream);
         Ok((about, info.flags))

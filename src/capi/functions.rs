@@ -648,7 +648,8 @@ fn with_broken(cache: *const dc_cache_t, f: impl FnOnce(&mut Entry) -> bool) -> 
 ///
 /// Cost of a skip: one read for each kept value with a weight, one write (PAB 1 + 1, TaylorSeer of
 /// order n and HiCache n + 1 + 1, FasterCache 2 + 1; with compat=diffusers FasterCache keeps its own
-/// prediction as well, 2 + 2 more). Errors are kept for dc_cache_end_pass; the layer then computes.
+/// prediction as well, 2 + 2 more). Errors are kept for dc_cache_end_pass; the layer then computes, and
+/// of what the rest of the pass computes nothing is kept.
 ///
 /// # Safety
 /// `out` has `n` tensors, valid for writes.
@@ -714,9 +715,10 @@ pub unsafe extern "C" fn dc_cache_after_layer(
 /// ---- Guidance ------------------------------------------------------------------------------
 ///
 /// Classifier-free guidance evaluates an unconditional branch beside the conditional one;
-/// FasterCache leaves it out of most steps. Both calls stand outside passes. `pass` names the step,
-/// the stream and, as its only branch, dc_engine_t::uncond_branch; `cond` and `uncond` are one
-/// branch's prediction each, with height and width as their last dimensions.
+/// FasterCache leaves it out of most steps. Both calls stand outside passes (inside one they are
+/// served just the same). `pass` names the step, the stream and, as its only branch,
+/// dc_engine_t::uncond_branch; `cond` and `uncond` are one branch's prediction each, of one shape, with
+/// height and width as their last dimensions.
 ///
 /// One branch after the other:
 ///

@@ -251,15 +251,13 @@ pub unsafe fn engine(from: *const dc_engine_t) -> Result<Facts> {
     if e.n_blocks > 1 << 20 || (makes(blocks) && e.n_blocks == 0) {
         bail!(Arg, "n_blocks is {}, required is 1 to {}", e.n_blocks, 1 << 20);
     }
-    let layers = e.n_layers != 0;
-    if e.n_layers > 1 << 20 || layers != makes(DC_HOOK_LAYERS) {
-        let hook = if layers { "without" } else { "with" };
-        bail!(
-            Arg,
-            "n_layers is {}, required is 1 to {} with DC_HOOK_LAYERS and 0 without; hooks is {hook} it",
-            e.n_layers,
-            1 << 20
-        );
+    let (n, most) = (e.n_layers, 1 << 20);
+    match makes(DC_HOOK_LAYERS) {
+        true if n == 0 || n > most => {
+            bail!(Arg, "n_layers is {n}, with DC_HOOK_LAYERS required is 1 to {most}")
+        }
+        false if n != 0 => bail!(Arg, "n_layers is {n}, without DC_HOOK_LAYERS required is 0"),
+        _ => {}
     }
     let max = DC_MAX_BRANCHES;
     if e.n_branches == 0 || e.n_branches as usize > max {
@@ -392,16 +390,22 @@ pub unsafe fn options(from: *const dc_options_t) -> Result<Options> {
         bail!(Arg, "preset is '{named}', which is no preset's name");
     };
     let known = Kind::ALL.len();
-    let later = o.kind_every[known..].iter().chain(&o.kind_layers[known..]).all(|n| *n == 0)
-        && o.kind_window[known..].iter().flatten().all(|x| *x == 0.0)
-        && (o.n_table, o.reserved0, o.reserved1) == (0, 0, 0)
-        && o.table.iter().all(|x| *x == 0.0);
-    if !later {
+    let kinds = o.kind_every[known..].iter().chain(&o.kind_layers[known..]).all(|n| *n == 0)
+        && o.kind_window[known..].iter().flatten().all(|x| *x == 0.0);
+    if !kinds {
         bail!(
             Version,
-            "table and the kinds from {known} on are not used by this version, and reserved0 and \
-             reserved1 never: leave 0"
+            "kind_every, kind_layers and kind_window set a kind from {known} on, which this version \
+             does not have"
         );
+    }
+    if o.n_table != 0 || o.table.iter().any(|x| *x != 0.0) {
+        bail!(Version, "n_table is {}, but table is not used by this version: leave 0", o.n_table);
+    }
+    for (name, value) in [("reserved0", o.reserved0), ("reserved1", o.reserved1)] {
+        if value != 0 {
+            bail!(Version, "{name} is {value}, it must be 0");
+        }
     }
     if o.n_mlp_at as usize > DC_MAX_MARKS {
         bail!(Arg, "n_mlp_at is {}, allowed is 0 to {DC_MAX_MARKS}", o.n_mlp_at);

@@ -75,7 +75,8 @@ pub enum dc_status {
     DC_ERR_HANDLE = -3,
     /// Another thread is in a call on this cache.
     DC_ERR_BUSY = -4,
-    /// A branch's tensors changed shape or dtype within a run; the branch starts again.
+    /// A branch's tensors changed shape or dtype within a run, and it starts again; or tensors that
+    /// must be alike are not: in and out of a residual, cond and uncond.
     DC_ERR_SHAPE = -5,
     /// The allocator returned null, or memory_budget would be exceeded.
     DC_ERR_MEMORY = -6,
@@ -472,12 +473,14 @@ pub struct dc_options_t {
     /// "guidance.max_growth": low and high grow with every skipped step in a row, up to this power.
     /// Auto: 4; DC_NONE with compat.
     pub guide_max_growth: u32,
-    /// "guidance.window": where the branch may be left out.
+    /// "guidance.window": where the branch may be left out. Of the limits warmup_steps, last_steps,
+    /// max_total and max_age hold for guidance too, as far as they are set.
     pub guide_window: [f64; 2],
     /// "guidance.low", "guidance.high": factors; 1 = none.
     pub guide_low: f64,
     pub guide_high: f64,
-    /// "guidance.low_window", "guidance.high_window": where they are not 1.
+    /// "guidance.low_window", "guidance.high_window": where they grow. Outside they keep what they have
+    /// grown to, until the branch is computed again.
     pub guide_low_window: [f64; 2],
     pub guide_high_window: [f64; 2],
     /// Steps in `mask`.
@@ -508,9 +511,10 @@ pub struct dc_shape_t {
     pub kind: dc_kind_t,
     /// One branch, or UINT32_MAX for each that has no row of its own.
     pub branch: u32,
-    /// Layers of this kind and shape. Else 0 or 1.
+    /// Layers of this kind and shape, together at most n_layers. Else 0 or 1.
     pub count: u32,
-    /// One branch's rows.
+    /// One branch's rows: of a block what goes in, or with on_residual 0 what comes out; of layers and
+    /// the model what comes out.
     pub tensors: *const dc_tensor_t,
     pub n: u32,
     /// Must be 0.
@@ -577,7 +581,8 @@ pub struct dc_stats_t {
     /// Of the layers that the method is for.
     pub layers_computed: u64,
     pub layers_skipped: u64,
-    /// Answers of dc_cache_before_uncond.
+    /// Steps of the unconditional branch while guidance is on, as dc_cache_before_uncond answered or
+    /// dc_cache_after_uncond reported.
     pub uncond_computed: u64,
     pub uncond_skipped: u64,
     /// Measurements that were NaN or infinite.

@@ -62,24 +62,28 @@ pub fn rows_of(layouts: &[Layout], of: Unit, branch: usize) -> Result<Vec<&Layou
     Ok(rows)
 }
 
-/// Bytes asked of the allocator for tensors of these shapes.
-pub fn bytes_of(shapes: &[Shape]) -> Result<u64> {
-    let mut bytes = shapes.iter().map(|shape| shape.bytes() as u64);
-    let sum = bytes.try_fold(0u64, |sum, bytes| sum.checked_add(bytes));
+/// Bytes asked of the allocator for so many tensors of each shape.
+pub fn bytes_of(plan: &[(Shape, usize)]) -> Result<u64> {
+    let mut bytes = plan.iter().map(|(shape, n)| (shape.bytes() as u64).checked_mul(*n as u64));
+    let sum = bytes.try_fold(0u64, |sum, bytes| sum.checked_add(bytes?));
     let sum = sum.filter(|sum| *sum <= isize::MAX as u64);
     sum.ok_or_else(|| Error::Arg("shapes need more bytes than an address can count".to_owned()))
 }
 
 impl<O: Ops> Group<O> {
-    /// Shapes of every tensor that will be kept.
-    pub fn plan(policy: &Policy, setting: &Setting, layouts: &[Layout]) -> Result<Vec<Shape>> {
+    /// Shapes of all tensors that will be kept, and how many of each.
+    pub fn plan(
+        policy: &Policy,
+        setting: &Setting,
+        layouts: &[Layout],
+    ) -> Result<Vec<(Shape, usize)>> {
         let keep = &policy.keep;
         let unit = Unit::of(policy.scope);
         let rows = (0..setting.n_branches).map(|branch| rows_of(layouts, unit, branch));
         let rows = rows.collect::<Result<Vec<_>>>()?;
 
         // The values of every site.
-        let mut shapes = Vec::new();
+        let mut plan = Vec::new();
         for (branch, rows) in rows.iter().enumerate() {
             if policy.cond_only && branch == setting.uncond {
                 continue;
@@ -97,8 +101,8 @@ impl<O: Ops> Group<O> {
                 room -= sites;
                 let filled = row.tensors.iter().enumerate().filter(|(index, _)| keep.fills(*index));
                 let kept = filled.map(|(_, s)| s.with_dtype(kept_dtype(keep, s.dtype)));
-                let kept: Vec<_> = kept.collect();
-                shapes.extend(kept.repeat(policy.estimator.capacity() * sites as usize));
+                let n = policy.estimator.capacity() * sites as usize;
+                plan.extend(kept.map(|shape| (shape, n)));
             }
         }
 
@@ -126,13 +130,13 @@ impl<O: Ops> Group<O> {
             let in_flight = most(&shape, copied, together);
             let waiting = most(&shape, &staged, setting.max_stacked);
             let n = most(&shape, &measured, references) + in_flight.max(waiting);
-            shapes.extend(std::iter::repeat_n(shape, n));
+            plan.push((shape, n));
         }
-        Ok(shapes)
+        Ok(plan)
     }
 
     /// Takes all memory that will ever be needed, which is [`plan`](Self::plan)ned.
-    pub fn reserve(&mut self, ops: &mut O, planned: &[Shape]) -> Result<()> {
+    pub fn reserve(&mut self, ops: &mut O, planned: &[(Shape, usize)]) -> Result<()> {
         for site in &mut self.sites {
             site.histories.iter_mut().for_each(|history| history.release(&mut self.pool));
         }

@@ -1,9 +1,13 @@
 /* Engines in miniature: the shapes that real engines have, with toy maths in host memory. Each checks every pass
  * by itself: a computed pass against the model, a skipped one against (in of the span) + (what the last computed
  * pass added to it). */
-#include "check.h"
+#include "ledger.h"
+#include "low_pass.h"
 
 #define SPAN_RULE "threshold=0.2," NO_RAILS
+
+/* Branches of guidance. */
+enum { COND = 0, UNCOND = 1 };
 
 /* The toy maths of a transformer block: every row is scaled and gets a share of the other stream. */
 static void mix(float *x, int64_t n, float scale, float shift)
@@ -174,7 +178,7 @@ static void ggml_segments(void)
 
 static void batched_video(void)
 {
-    enum { COND = 0, UNCOND = 1, BLOCKS = 4, STEPS = 16 };
+    enum { BLOCKS = 4, STEPS = 16 };
     dc_engine_t engine = an_engine(BLOCKS, 2);
     engine.max_stacked = 2;
     dc_cache_t *c = a_cache(&engine, "fbcache,threshold=0.012," NO_RAILS); /* now and then it must compute */
@@ -221,6 +225,294 @@ static void batched_video(void)
     }
     CHECK(skips >= 4 && computed >= 3);
     dc_cache_destroy(c);
+}
+
+/* ---- 3. video again: attention by layers and guidance, with FasterCache and PAB ---- */
+
+enum {
+    KINDS = 3, /* spatial, temporal, cross: the first of dc_kind_t */
+    VIDEO_BLOCKS = 3, VIDEO_LAYERS = VIDEO_BLOCKS * KINDS, VIDEO_STEPS = 20,
+    FRAMES = 2, HEIGHT = 5, ACROSS = 7, PLANE = HEIGHT * ACROSS, VIDEO = FRAMES * PLANE,
+};
+
+/* A method, and by hand what it does: a line for each kind of layer and one for the unconditional branch, a letter
+ * for each step. The timestep falls from 1000 by 50 a step. */
+typedef struct video_method_t {
+    const char *text, *layers[KINDS], *uncond;
+    int         extrapolates; /* FasterCache, whose weight goes from 0.2 to 0.8 */
+    int         cond_only;
+    double      low, high;    /* of guidance; they grow with each skipped step, in these steps */
+    uint32_t    low_until, high_from;
+} video_method_t;
+
+static const video_method_t video_methods[] = {
+    {"fastercache,temporal.every=3,cross.every=2,weight=0.2:0.8",
+     {"CCCCCCCCCsCsCsCCCsCs", "CCCCCCCCsCCsCssCssCs", "CCCCCCCCCsCsCsCCCsCs"}, "CCCCCCCCssCssssCssss",
+     1, 1, 1.1, 1.1, 19, 14},
+    {"fastercache,estimator=hold,cond_only=0,temporal.every=3,guidance.low=0.9,guidance.high_window=none",
+     {"CCCCCCCsCsCsCsCsCsCs", "CCCCCCCssCssCssCssCs", "CCCCCCCCCCCCCCCCCCCC"}, "CCCCCCCCssCssssCssss",
+     0, 0, 0.9, 1.1, 19, 0},
+    {"pab,temporal.every=3,cross.every=4",
+     {"CCCCCsCsCsCsCsCsCsCC", "CCCCCsCssCssCssCssCC", "CCCCCsssCsssCsssCsCC"}, "CCCCCCCCCCCCCCCCCCCC",
+     0, 0, 1.0, 1.0, 0, 0},
+    {"pab,temporal.every=3,cross.every=4,guidance.every=4,guidance.window=0.1:0.6,guidance.low=1.2",
+     {"CCCCCsCsCsCsCsCsCsCC", "CCCCCsCssCssCssCssCC", "CCCCCsssCsssCsssCsCC"}, "CCCCCCCCCsssCsssCsCC",
+     0, 0, 1.2, 1.0, 20, 0},
+};
+
+/* The values that a layer of a branch showed last, newest first. */
+typedef struct shown_t { float value[2][VIDEO]; uint32_t step[2]; int n; } shown_t;
+
+typedef struct video_t {
+    const video_method_t *method;
+    dc_cache_t *cache;
+    float    x[2 * VIDEO], att[2 * VIDEO], pred[2][VIDEO]; /* x and att: what is in the pass, stacked */
+    float    plain[2][VIDEO];                              /* what should be in pred */
+    shown_t  shown[2][VIDEO_LAYERS];
+    float    apart[VIDEO], apart_low[VIDEO];               /* uncond - cond of the last step with both */
+    int      low_power, high_power;
+    uint64_t passes, layers[2], uncond[2];                 /* computed, skipped */
+} video_t;
+
+/* The first block works on the first frame only, so the layers of a kind come in two shapes. */
+static int64_t frames_of(uint32_t layer)
+{
+    return layer < KINDS ? 1 : FRAMES;
+}
+
+/* Spatial attention goes along a plane, temporal along the frames, cross along all of it. */
+static dc_tensor_t attention(float *data, int64_t batch, uint32_t layer)
+{
+    int64_t frames = frames_of(layer);
+    dc_tensor_t x = floats(data, batch);
+    x.ndim = layer % KINDS == DC_KIND_CROSS ? 2 : 3;
+    x.shape[1] = frames, x.shape[2] = PLANE;
+    x.stride[0] = VIDEO, x.stride[1] = PLANE, x.stride[2] = 1;
+    if (layer % KINDS == DC_KIND_TEMPORAL) x.shape[1] = PLANE, x.shape[2] = frames, x.stride[1] = 1, x.stride[2] = PLANE;
+    if (layer % KINDS == DC_KIND_CROSS) x.shape[1] = frames * PLANE, x.stride[1] = 1;
+    return x;
+}
+
+static dc_tensor_t prediction(float *data)
+{
+    dc_tensor_t x = floats(data, FRAMES);
+    x.ndim = 3;
+    x.shape[1] = HEIGHT, x.shape[2] = ACROSS;
+    return x;
+}
+
+static void video_input(float *x, uint32_t step, uint32_t branch)
+{
+    for (int j = 0; j < VIDEO; j++)
+        x[j] = (branch == COND ? 1.0f : 0.8f) + 0.5f * cosf(0.2f * (float)step + 0.1f * (float)j + (float)branch);
+}
+
+static void video_layer(float *att, const float *x, uint32_t layer)
+{
+    int64_t n = frames_of(layer) * PLANE;
+    for (int64_t j = 0; j < n; j++)
+        att[j] = (0.3f + 0.02f * (float)layer) * x[j] + 0.1f * x[(j + 3 * (int64_t)layer) % n] * x[j];
+}
+
+static void video_finish(float *x, const float *att, uint32_t layer)
+{
+    for (int64_t j = 0; j < frames_of(layer) * PLANE; j++) x[j] += 0.25f * att[j]; /* gate, residual: always */
+}
+
+static void video_head(float *pred, const float *x)
+{
+    for (int j = 0; j < VIDEO; j++) pred[j] = 1.5f * x[j] - 0.1f;
+}
+
+/* What a branch should come to at this step, given which layers are skipped; and what is remembered of it. */
+static void video_reference(video_t *v, uint32_t step, uint32_t branch)
+{
+    float x[VIDEO], att[VIDEO];
+    float weight = 0.2f + 0.6f * (float)step / (VIDEO_STEPS - 1);
+    video_input(x, step, branch);
+    for (uint32_t layer = 0; layer < VIDEO_LAYERS; layer++) {
+        shown_t *shown = &v->shown[branch][layer];
+        if (v->method->layers[layer % KINDS][step] == 's') {
+            float gap = (float)(step - shown->step[0]) / (float)(shown->step[0] - shown->step[1]);
+            CHECK(shown->n == 2);
+            for (int j = 0; j < VIDEO; j++) {
+                att[j] = shown->value[0][j];
+                if (v->method->extrapolates) att[j] += weight * gap * (shown->value[0][j] - shown->value[1][j]);
+            }
+        } else {
+            memset(att, 0, sizeof att);
+            video_layer(att, x, layer);
+            memcpy(shown->value[1], shown->value[0], sizeof att);
+            memcpy(shown->value[0], att, sizeof att);
+            shown->step[1] = shown->step[0];
+            shown->step[0] = step;
+            shown->n = shown->n < 2 ? shown->n + 1 : 2;
+        }
+        video_finish(x, att, layer);
+    }
+    video_head(v->plain[branch], x);
+}
+
+static void video_guidance_reference(video_t *v, uint32_t step)
+{
+    const video_method_t *m = v->method;
+    if (m->uncond[step] == 'C') {
+        difference(v->apart, v->plain[UNCOND], v->plain[COND], VIDEO);
+        for (int f = 0; f < FRAMES; f++) low_pass(v->apart_low + f * PLANE, v->apart + f * PLANE, HEIGHT, ACROSS);
+        v->low_power = v->high_power = 0;
+        return;
+    }
+    if (v->low_power < 4 && step < m->low_until) v->low_power++; /* 4: guidance.max_growth */
+    if (v->high_power < 4 && step >= m->high_from) v->high_power++;
+    double low = pow(m->low, v->low_power), high = pow(m->high, v->high_power);
+    for (int j = 0; j < VIDEO; j++)
+        v->plain[UNCOND][j] = (float)(v->plain[COND][j] + high * v->apart[j] + (low - high) * v->apart_low[j]);
+}
+
+/* One pass over the branches in `pass`, in its order; each writes its prediction. */
+static void video_pass(video_t *v, const dc_pass_t *pass)
+{
+    const video_method_t *m = v->method;
+    uint32_t n = pass->n_branches;
+    for (uint32_t r = 0; r < n; r++) video_input(v->x + r * VIDEO, pass->step, pass->branches[r]);
+    CHECK_OK(dc_cache_begin_pass(v->cache, pass));
+    for (uint32_t layer = 0; layer < VIDEO_LAYERS; layer++) {
+        uint32_t kind = layer % KINDS; /* spatial, temporal, cross of each block */
+        dc_tensor_t o = attention(v->att, n, layer);
+        dc_action_t wanted = m->layers[kind][pass->step] == 's' ? DC_SKIP : DC_COMPUTE;
+        int for_it = strchr(m->layers[kind], 's') != NULL;
+        memset(v->att, 0x7f, sizeof v->att); /* whatever is there */
+        CHECK(dc_cache_peek(v->cache, NULL, DC_LAYER(layer)) == wanted);
+        CHECK(dc_cache_before_layer(v->cache, layer, kind, &o, 1) == wanted);
+        if (wanted == DC_COMPUTE) {
+            for (uint32_t r = 0; r < n; r++) video_layer(v->att + r * VIDEO, v->x + r * VIDEO, layer);
+            dc_cache_after_layer(v->cache, layer, &o, 1);
+        }
+        v->layers[wanted] += (uint64_t)for_it;
+        for (uint32_t r = 0; r < n; r++) video_finish(v->x + r * VIDEO, v->att + r * VIDEO, layer);
+    }
+    CHECK_OK(dc_cache_end_pass(v->cache));
+    for (uint32_t r = 0; r < n; r++) {
+        video_head(v->pred[pass->branches[r]], v->x + r * VIDEO);
+        video_reference(v, pass->step, pass->branches[r]);
+    }
+    v->passes++;
+}
+
+/* [uncond; cond] in one pass, or cond alone. */
+static void video_step_batched(video_t *v, uint32_t step)
+{
+    dc_pass_t u = pass_of(step, UNCOND), p = pass_of(step, COND);
+    dc_tensor_t cond = prediction(v->pred[COND]), uncond = prediction(v->pred[UNCOND]);
+    dc_action_t wanted = v->method->uncond[step] == 's' ? DC_SKIP : DC_COMPUTE;
+    CHECK(dc_cache_peek(v->cache, &u, DC_UNCOND) == wanted);
+    if (wanted == DC_COMPUTE) {
+        p.n_branches = 2;
+        p.branches[0] = UNCOND, p.branches[1] = COND;
+    }
+    video_pass(v, &p);
+    CHECK(dc_cache_before_uncond(v->cache, &u, &cond, &uncond) == wanted);
+    if (wanted == DC_COMPUTE) CHECK_OK(dc_cache_after_uncond(v->cache, &u, &cond, &uncond));
+}
+
+/* One branch after the other. */
+static void video_step_sequential(video_t *v, uint32_t step)
+{
+    dc_pass_t u = pass_of(step, UNCOND), p = pass_of(step, COND);
+    dc_tensor_t cond = prediction(v->pred[COND]), uncond = prediction(v->pred[UNCOND]);
+    video_pass(v, &p);
+    if (dc_cache_before_uncond(v->cache, &u, &cond, &uncond) == DC_COMPUTE) {
+        video_pass(v, &u);
+        CHECK_OK(dc_cache_after_uncond(v->cache, &u, &cond, &uncond));
+    }
+}
+
+/* Bytes that the method keeps, by hand: a layer's values for each branch of which they are kept. */
+static uint64_t video_bytes(const video_method_t *m)
+{
+    uint64_t bytes = 0, floats_of_a_kind = PLANE * (1 + FRAMES * (VIDEO_BLOCKS - 1));
+    for (int kind = 0; kind < KINDS; kind++)
+        if (strchr(m->layers[kind], 's') != NULL)
+            bytes += 4 * floats_of_a_kind * (m->extrapolates ? 2 : 1) * (m->cond_only ? 1 : 2);
+    return bytes + (strchr(m->uncond, 's') != NULL ? 8 * VIDEO : 0);
+}
+
+static void video(const video_method_t *method, int batched, float predictions[VIDEO_STEPS][2][VIDEO])
+{
+    static video_t v; /* large */
+    ledger_t books;
+    dc_engine_t engine = an_engine(VIDEO_BLOCKS, 2);
+    dc_options_t options = options_of(method->text);
+    float timesteps[VIDEO_STEPS];
+    dc_tensor_t outputs[2 * KINDS], predicted = prediction(NULL);
+    dc_shape_t shapes[2 * KINDS + 1];
+    dc_run_t run = DC_RUN_INIT;
+    uint64_t bytes = 0;
+
+    engine.hooks = DC_HOOK_LAYERS | DC_HOOK_GUIDE;
+    engine.n_layers = VIDEO_LAYERS;
+    engine.max_stacked = batched ? 2 : 1;
+    keep_books(&engine, &books);
+
+    memset(&v, 0, sizeof v);
+    v.method = method;
+    CHECK_OK(dc_cache_create(&engine, &options, &v.cache));
+
+    /* a row for each kind and shape, and one for a prediction */
+    memset(shapes, 0, sizeof shapes);
+    for (uint32_t k = 0; k < 2 * KINDS; k++) {
+        uint32_t layer = k < KINDS ? k : KINDS + k % KINDS; /* of the first block, of a later one */
+        outputs[k] = attention(NULL, 1, layer);
+        shapes[k].hook = DC_HOOK_LAYERS;
+        shapes[k].kind = layer % KINDS;
+        shapes[k].count = k < KINDS ? 1 : VIDEO_BLOCKS - 1;
+        shapes[k].tensors = &outputs[k];
+    }
+    shapes[2 * KINDS].hook = DC_HOOK_GUIDE;
+    shapes[2 * KINDS].tensors = &predicted;
+    for (uint32_t k = 0; k <= 2 * KINDS; k++) shapes[k].branch = UINT32_MAX, shapes[k].n = 1;
+    CHECK_OK(dc_memory_needed(&engine, &options, shapes, 2 * KINDS + 1, &bytes));
+    CHECK(bytes == video_bytes(method) && books.calls == 0);
+
+    for (int s = 0; s < VIDEO_STEPS; s++) timesteps[s] = 1000.0f - 50.0f * (float)s;
+    run.n_steps = VIDEO_STEPS;
+    run.timesteps = timesteps;
+    run.timestep_max = 1000.0f;
+    run.shapes = shapes;
+    run.n_shapes = 2 * KINDS + 1;
+    CHECK_OK(dc_cache_begin_run(v.cache, &run));
+    CHECK(books.asked == bytes);
+    long calls = books.calls;
+
+    for (uint32_t step = 0; step < VIDEO_STEPS; step++) {
+        if (batched) video_step_batched(&v, step);
+        else video_step_sequential(&v, step);
+        video_guidance_reference(&v, step);
+        v.uncond[method->uncond[step] == 's'] += strchr(method->uncond, 's') != NULL; /* else guidance is off */
+        for (int b = 0; b < 2; b++) all_close(v.pred[b], v.plain[b], VIDEO);
+        memcpy(predictions[step], v.pred, sizeof v.pred);
+    }
+    CHECK(books.calls == calls && books.frees == 0 && books.held == bytes);
+
+    dc_stats_t stats = stats_of(v.cache);
+    CHECK(stats.first_error == DC_OK && stats.errors == 0 && stats.discarded == 0);
+    CHECK(stats.passes == v.passes && (v.passes == VIDEO_STEPS || !batched));
+    CHECK(stats.layers_computed == v.layers[0] && stats.layers_skipped == v.layers[1]);
+    CHECK(stats.uncond_computed == v.uncond[0] && stats.uncond_skipped == v.uncond[1]);
+    CHECK(stats.blocks_skipped == 0);
+    CHECK(stats.bytes_held == bytes && stats.bytes_peak == bytes && stats.allocations == (uint64_t)calls);
+    dc_cache_destroy(v.cache);
+    CHECK(books.n_live == 0);
+}
+
+static void video_batched_and_one_branch_after_the_other(void)
+{
+    static float batched[VIDEO_STEPS][2][VIDEO], sequential[VIDEO_STEPS][2][VIDEO];
+    for (size_t m = 0; m < sizeof video_methods / sizeof *video_methods; m++) {
+        video(&video_methods[m], 1, batched);
+        video(&video_methods[m], 0, sequential);
+        CHECK(memcmp(batched, sequential, sizeof batched) == 0);
+    }
 }
 
 /* ---- 4. Wan: a cache per expert, sequential guidance (its four ranks are in reduce.c) ---- */
@@ -440,6 +732,51 @@ static void weight_streaming(const char *method, int early)
     for (int k = 0; k < 2; k++) dc_cache_destroy(toys[k].cache);
 }
 
+/* The same by layers, whose schedule is known long before: also across the end of a pass nothing is uploaded in vain. */
+static void weight_streaming_by_layers(const char *method)
+{
+    enum { BLOCKS = 4, LAYERS = 2 * BLOCKS, STEPS = 12, AHEAD = 3 };
+    static const uint32_t kinds[2] = {DC_KIND_SPATIAL, DC_KIND_MLP};
+    dc_engine_t engine = an_engine(BLOCKS, 1);
+    engine.hooks = DC_HOOK_LAYERS;
+    engine.n_layers = LAYERS;
+    dc_cache_t *c = a_cache(&engine, method);
+    float x[TOY], out[TOY], kept[LAYERS][TOY];
+    uint32_t ahead = 0; /* position of the next upload, counted over all steps */
+    int uploaded[STEPS + 1][LAYERS] = {{0}}, uploads = 0, used = 0;
+    begin_run(c, STEPS);
+    for (uint32_t step = 0; step < STEPS; step++) {
+        dc_pass_t p = pass_of(step, 0);
+        embed(x, TOY, step, 1.0f);
+        CHECK_OK(dc_cache_begin_pass(c, &p));
+        for (uint32_t layer = 0; layer < LAYERS; layer++) {
+            for (; ahead < STEPS * LAYERS && ahead <= step * LAYERS + layer + AHEAD; ahead++) {
+                uint32_t at = ahead / LAYERS, number = ahead % LAYERS;
+                dc_pass_t coming = pass_of(at, 0);
+                dc_action_t action = dc_cache_peek(c, at == step ? NULL : &coming, DC_LAYER(number));
+                CHECK(action != DC_UNDECIDED);
+                if (action == DC_COMPUTE) uploaded[at][number] = 1, uploads++;
+            }
+            dc_tensor_t o = floats(out, TOY);
+            memset(out, 0x7f, sizeof out);
+            if (dc_cache_before_layer(c, layer, kinds[layer % 2], &o, 1) == DC_COMPUTE) {
+                CHECK(uploaded[step][layer]);
+                used++;
+                for (int j = 0; j < TOY; j++) kept[layer][j] = out[j] = 0.1f * x[j] + (float)layer;
+                dc_cache_after_layer(c, layer, &o, 1);
+            } else {
+                CHECK(!uploaded[step][layer]);
+            }
+            CHECK(memcmp(out, kept[layer], sizeof out) == 0);
+            add(x, out, TOY);
+        }
+        CHECK_OK(dc_cache_end_pass(c));
+    }
+    CHECK(uploads == used && used < STEPS * LAYERS);
+    CHECK(stats_of(c).layers_skipped == (uint64_t)(STEPS * LAYERS - used));
+    dc_cache_destroy(c);
+}
+
 /* ---- 9. U-Net ---- */
 
 /* UCache's place: the whole model, latents in, prediction out. */
@@ -503,20 +840,35 @@ static void unet_other_channels(void)
     dc_cache_destroy(c);
 }
 
-/* DeepCache: one skippable unit, whose input is a skip connection too and whose output has another shape. */
-static void unet_deepcache(void)
+/* DeepCache: one skippable unit, whose input is a skip connection too and whose output has another shape. What is kept
+ * is the output, so that is what the engine tells of its shapes. */
+static void unet_deepcache(const char *method)
 {
     enum { DOWN = 3 * 8, UP = 6 * 8, EVERY = 3 };
+    ledger_t books;
     dc_engine_t engine = an_engine(1, 1);
-    engine.hooks = DC_HOOK_BLOCKS;
-    dc_cache_t *c = a_cache(&engine, "mask,mask=100100100,front_blocks=0,on_residual=0");
+    dc_run_t run = DC_RUN_INIT;
+    dc_shape_t shape;
     float down[DOWN], up[UP], want[UP] = {0}, skip_connection[DOWN];
-    begin_run(c, 9);
+    dc_tensor_t in = rows_of(down, 3, 8, 8), out = rows_of(up, 6, 8, 8);
+    keep_books(&engine, &books);
+    dc_cache_t *c = a_cache(&engine, method);
+    memset(&shape, 0, sizeof shape);
+    shape.hook = DC_HOOK_BLOCKS;
+    shape.branch = UINT32_MAX;
+    shape.tensors = &out;
+    shape.n = 1;
+    run.n_steps = 9;
+    run.shapes = &shape;
+    run.n_shapes = 1;
+    CHECK_OK(dc_cache_begin_run(c, &run));
+    CHECK(books.calls == 1 && books.asked == sizeof up);
     for (uint32_t step = 0; step < 9; step++) {
         dc_pass_t p = pass_of(step, 0);
-        dc_tensor_t in = rows_of(down, 3, 8, 8), out = rows_of(up, 6, 8, 8);
         embed(down, DOWN, step, 1.0f);
         memcpy(skip_connection, down, sizeof down);
+        memset(up, 0x7f, sizeof up);
+        CHECK(dc_cache_peek(c, &p, 0) == (step % EVERY == 0 ? DC_COMPUTE : DC_SKIP));
         CHECK_OK(dc_cache_begin_pass(c, &p));
         if (dc_cache_before_block(c, 0, &in, &out, 1) == DC_COMPUTE) {
             CHECK(step % EVERY == 0);
@@ -529,6 +881,45 @@ static void unet_deepcache(void)
         for (int j = 0; j < UP; j++) CHECK(up[j] == want[j]);
         for (int j = 0; j < DOWN; j++) CHECK(down[j] == skip_connection[j]);
     }
+    CHECK(stats_of(c).blocks_computed == 3 && stats_of(c).blocks_skipped == 6);
+    CHECK(books.calls == 1 && books.frees == 0);
+    dc_cache_destroy(c);
+    CHECK(books.n_live == 0);
+}
+
+/* Each block for itself, every one with shapes of its own: 2 rows in, 2, 4 and 8 out. */
+static void unet_each_block_for_itself(void)
+{
+    enum { UNITS = 3, COLUMNS = 4, MOST = 8 * COLUMNS, EVERY = 4 };
+    static const int64_t rows[UNITS + 1] = {2, 2, 4, 8};
+    dc_engine_t engine = an_engine(UNITS, 1);
+    engine.hooks = DC_HOOK_EACH;
+    dc_cache_t *c = a_cache(&engine, "none,rule=schedule,scope=block,every=4,on_residual=0");
+    float h[UNITS + 1][MOST], kept[UNITS + 1][MOST];
+    begin_run(c, 9);
+    for (uint32_t step = 0; step < 9; step++) {
+        dc_pass_t p = pass_of(step, 0);
+        embed(h[0], MOST, step, 1.0f);
+        CHECK_OK(dc_cache_begin_pass(c, &p));
+        for (uint32_t i = 0; i < UNITS; i++) {
+            dc_tensor_t in = rows_of(h[i], rows[i], COLUMNS, COLUMNS);
+            dc_tensor_t out = rows_of(h[i + 1], rows[i + 1], COLUMNS, COLUMNS);
+            int64_t n = rows[i + 1] * COLUMNS;
+            memset(h[i + 1], 0x7f, sizeof h[i + 1]);
+            if (dc_cache_before_block(c, i, &in, &out, 1) == DC_COMPUTE) {
+                CHECK(step % EVERY == 0);
+                for (int64_t j = 0; j < n; j++) h[i + 1][j] = 1.1f * h[i][j / 2] + (float)i;
+                memcpy(kept[i + 1], h[i + 1], sizeof h[i + 1]);
+                dc_cache_after_block(c, i, &out, 1);
+            } else {
+                CHECK(step % EVERY != 0);
+            }
+            CHECK(memcmp(h[i + 1], kept[i + 1], (size_t)n * sizeof(float)) == 0);
+        }
+        CHECK_OK(dc_cache_end_pass(c));
+    }
+    CHECK(stats_of(c).blocks_computed == 3 * UNITS && stats_of(c).blocks_skipped == 6 * UNITS);
+    CHECK(stats_of(c).bytes_held == (2 + 4 + 8) * COLUMNS * sizeof(float));
     dc_cache_destroy(c);
 }
 
@@ -576,6 +967,7 @@ int main(void)
     eager_flux("mask,mask=100000000000,front_blocks=1", 1, 0);
     ggml_segments();
     batched_video();
+    video_batched_and_one_branch_after_the_other();
     two_experts();
     captured_plans();
     server(0);
@@ -583,9 +975,14 @@ int main(void)
     weight_streaming("mask,mask=110100100101,front_blocks=1", 1);
     weight_streaming("fbcache,lagged=1," SPAN_RULE, 1);
     weight_streaming("fbcache," SPAN_RULE, 0);
+    weight_streaming_by_layers("none,rule=schedule,scope=layers,on_residual=0,every=3");
+    weight_streaming_by_layers("none,rule=schedule,scope=layers,on_residual=0,spatial.every=2,mlp.every=5");
     unet_whole_model();
     unet_other_channels();
-    unet_deepcache();
+    unet_deepcache("mask,mask=100100100,front_blocks=0,on_residual=0");
+    unet_deepcache("none,rule=schedule,every=3,on_residual=0");
+    unet_deepcache("none,rule=schedule,every=3,on_residual=0,scope=block");
+    unet_each_block_for_itself();
     one_integration_serves_both_scopes();
     return 0;
 }

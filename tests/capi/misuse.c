@@ -18,9 +18,18 @@ static void a_null_cache_means_caching_off(void)
     CHECK_OK(dc_cache_begin_pass(NULL, &pass));
     CHECK(dc_cache_before_block(NULL, 0, &x, NULL, 1) == DC_COMPUTE);
     dc_cache_after_block(NULL, 0, &x, 1);
+    CHECK(dc_cache_before_layer(NULL, 0, DC_KIND_MLP, &x, 1) == DC_COMPUTE);
+    CHECK(dc_cache_before_layer(NULL, UINT32_MAX, UINT32_MAX, NULL, 77) == DC_COMPUTE);
+    dc_cache_after_layer(NULL, 0, &x, 1);
+    CHECK(dc_cache_before_uncond(NULL, &pass, &x, &x) == DC_COMPUTE);
+    CHECK(dc_cache_before_uncond(NULL, NULL, NULL, NULL) == DC_COMPUTE);
+    CHECK_OK(dc_cache_after_uncond(NULL, &pass, &x, &x));
+    CHECK_OK(dc_cache_after_uncond(NULL, NULL, NULL, NULL));
     CHECK(dc_cache_decide(NULL, DC_UNDECIDED) == DC_COMPUTE);
     CHECK(dc_cache_decide(NULL, DC_SKIP) == DC_COMPUTE);
     CHECK(dc_cache_peek(NULL, &pass, 0) == DC_COMPUTE);
+    CHECK(dc_cache_peek(NULL, &pass, DC_LAYER(3)) == DC_COMPUTE);
+    CHECK(dc_cache_peek(NULL, &pass, DC_UNCOND) == DC_COMPUTE);
     CHECK(dc_cache_peek(NULL, NULL, DC_MODEL) == DC_COMPUTE);
     CHECK_OK(dc_cache_end_pass(NULL));
     CHECK_OK(dc_cache_end_run(NULL));
@@ -305,7 +314,20 @@ static void engines_that_make_no_sense_are_refused_by_name(void)
     REFUSED(measure, 1u << DC_MAX_TENSORS, DC_ERR_ARG);
     REFUSED(mem_alloc, never_called_alloc, DC_ERR_ARG);  /* both or neither */
     REFUSED(mem_free, never_called_free, DC_ERR_ARG);
+    REFUSED(n_layers, 5, DC_ERR_ARG);                    /* without the hook */
+    CHECK_SAYS("DC_HOOK_LAYERS");
+    REFUSED(uncond_branch, DC_MAX_BRANCHES, DC_ERR_ARG);
+    REFUSED(reserved0, 1, DC_ERR_VERSION);
 #undef REFUSED
+    static const uint32_t n_layers[] = {0, (1u << 20) + 1, UINT32_MAX};
+    for (size_t k = 0; k < sizeof n_layers / sizeof *n_layers; k++) { /* the hook without layers, and with too many */
+        engine = an_engine(4, 2);
+        engine.hooks |= DC_HOOK_LAYERS;
+        engine.n_layers = n_layers[k];
+        refused(&engine, &options, DC_ERR_ARG, "n_layers");
+        CHECK_SAYS("DC_HOOK_LAYERS");
+        CHECK_SAYS("1048576");
+    }
 
     /* a label without its end is cut, not read past */
     dc_cache_t *cache = NULL;
@@ -317,14 +339,80 @@ static void engines_that_make_no_sense_are_refused_by_name(void)
 
 static void methods_that_need_another_hook_are_refused_by_its_name(void)
 {
+    static const struct { const char *text; uint32_t hooks; const char *hook; } needs[] = {
+        {"fbcache", DC_HOOK_MODEL, "DC_HOOK_BLOCKS"},
+        {"mask,mask=1010,scope=model", DC_HOOK_EACH, "DC_HOOK_MODEL"},
+        {"fbcache,scope=block", DC_HOOK_BLOCKS, "DC_HOOK_EACH"},
+        {"mask,mask=10,scope=layers,on_residual=0", DC_HOOK_EACH, "DC_HOOK_LAYERS"},
+        {"taylorseer", DC_HOOK_EACH | DC_HOOK_BLOCKS | DC_HOOK_MODEL, "DC_HOOK_LAYERS"},
+        {"pab", DC_HOOK_GUIDE | DC_HOOK_EACH, "DC_HOOK_LAYERS"},
+        {"fastercache", DC_HOOK_LAYERS, "DC_HOOK_GUIDE"},
+        {"fbcache,guidance.every=2", DC_HOOK_EACH, "DC_HOOK_GUIDE"},
+    };
+    for (size_t k = 0; k < sizeof needs / sizeof *needs; k++) {
+        dc_engine_t engine = an_engine(4, 2);
+        dc_options_t options = options_of(needs[k].text);
+        engine.hooks = needs[k].hooks;
+        engine.n_layers = engine.hooks & DC_HOOK_LAYERS ? 4 : 0;
+        refused(&engine, &options, DC_ERR_UNSUPPORTED, needs[k].hook);
+        CHECK(strstr(dc_last_error(), options.preset) != NULL);
+    }
     dc_engine_t engine = an_engine(4, 1);
-    dc_options_t blocks = options_of("fbcache"), model = options_of("mask,mask=1010,scope=model");
-    engine.hooks = DC_HOOK_MODEL;
-    refused(&engine, &blocks, DC_ERR_UNSUPPORTED, "DC_HOOK_BLOCKS");
-    engine.hooks = DC_HOOK_EACH;
-    refused(&engine, &model, DC_ERR_UNSUPPORTED, "DC_HOOK_MODEL");
     engine.hooks = DC_HOOK_BLOCKS; /* the boundary blocks are all that fbcache asks for */
     dc_cache_destroy(a_cache(&engine, "fbcache"));
+    engine.hooks = DC_HOOK_LAYERS; /* no block, no stack: layers are all that an engine need have */
+    engine.n_blocks = 0;
+    engine.n_layers = 4;
+    dc_cache_destroy(a_cache(&engine, "pab"));
+
+    /* a branch that may be left out has to be one of the engine's */
+    dc_options_t guided = options_of("none,guidance.every=5");
+    for (uint32_t branches = 1; branches <= 2; branches++) {
+        engine = an_engine(4, branches);
+        engine.hooks |= DC_HOOK_GUIDE;
+        engine.uncond_branch = branches;
+        refused(&engine, &guided, DC_ERR_UNSUPPORTED, "uncond_branch");
+        CHECK(strstr(dc_last_error(), branches == 1 ? "n_branches is 1" : "n_branches is 2") != NULL);
+        CHECK_SAYS("guidance.every");
+        engine.uncond_branch = 0;
+        dc_cache_destroy(a_cache(&engine, "none,guidance.every=5"));
+        engine.uncond_branch = branches; /* without guidance it does not matter */
+        dc_cache_destroy(a_cache(&engine, "none,guidance.every=1"));
+    }
+}
+
+/* Options that are fine each by itself and not together. */
+static void combinations_that_can_never_skip_are_refused_with_the_reason(void)
+{
+    static const struct { const char *text; dc_status_t status; const char *word, *reason; } cases[] = {
+        {"taylorseer,on_residual=1", DC_ERR_UNSUPPORTED, "on_residual=0", "scope=layers"},
+        {"taylorseer,rule=change", DC_ERR_UNSUPPORTED, "rule=change", "layers"},
+        {"mask,mask=10,scope=model,rule=change", DC_ERR_UNSUPPORTED, "rule=change", "model"},
+        {"fbcache,front_blocks=0", DC_ERR_ARG, "front_blocks is 0", "rule=change"},
+        {"fbcache,scope=block,front_blocks=0", DC_ERR_ARG, "front_blocks is 0", "rule=change"},
+        {"none,rule=schedule", DC_ERR_ARG, "rule=schedule", "every"},
+        {"none,rule=schedule,every=1", DC_ERR_ARG, "rule=schedule", "every=2"},
+        {"none,rule=schedule,window=0.1:0.8", DC_ERR_ARG, "rule=schedule", "mask"},
+        {"mask", DC_ERR_ARG, "mask", "rule=schedule"},
+        {"mask,mask=111", DC_ERR_ARG, "mask with a 0", "rule=schedule"},
+        {"pab,spatial.every=auto,every=none", DC_ERR_ARG, "spatial.every", "mlp.at"},
+        {"pab,spatial.every=1", DC_ERR_ARG, "spatial.every", "rule=schedule"},
+        {"none,rule=schedule,scope=layers,on_residual=0,mlp.at=0.5,mlp.every=1", DC_ERR_ARG, "mlp.at", "never skips"},
+        {"mask,mask=10,lagged=1", DC_ERR_UNSUPPORTED, "lagged=1", "rule=change"},
+        {"mask,mask=10,compat=diffusers", DC_ERR_UNSUPPORTED, "compat=diffusers", "mask"},
+        {"mask,mask=10,compat=paper", DC_ERR_UNSUPPORTED, "compat=paper", "mask"},
+        {"none,rule=schedule,every=2,estimator=taylor,compat=diffusers", DC_ERR_UNSUPPORTED, "on_residual=0", "taylor"},
+        {"mask,mask=10,scope=block,front_blocks=3,back_blocks=1", DC_ERR_ARG, "front_blocks is 3", "back_blocks is 1"},
+    };
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        dc_engine_t engine = an_engine(4, 2);
+        dc_options_t options = options_of(cases[k].text);
+        engine.hooks |= DC_HOOK_LAYERS | DC_HOOK_MODEL | DC_HOOK_GUIDE;
+        engine.n_layers = 4;
+        refused(&engine, &options, cases[k].status, cases[k].word);
+        if (strstr(dc_last_error(), cases[k].reason) == NULL) fprintf(stderr, "%s\n", cases[k].text);
+        CHECK(strstr(dc_last_error(), cases[k].reason) != NULL);
+    }
 }
 
 static void a_stack_without_a_skippable_block_is_refused(void)
@@ -380,11 +468,84 @@ static void options_that_make_no_sense_are_refused_by_name(void)
     REFUSED(mask_len, DC_MAX_STEPS + 1, DC_ERR_ARG);
     REFUSED(front_blocks, 0, DC_ERR_ARG); /* the change of the front's residual needs a front */
 #undef REFUSED
-    options = options_of("mask"); /* a schedule without its mask */
-    refused(&engine, &options, DC_ERR_ARG, "mask");
     options = options_of("mask,mask=1010");
     options.mask[2] = 7;
     refused(&engine, &options, DC_ERR_ARG, "mask");
+}
+
+/* The later fields: named as in a text. `preset` decides nothing here: numbers that make no sense are refused also where
+ * the method does without them. */
+static void later_options_that_make_no_sense_are_refused_by_name(void)
+{
+    static const char *const presets[] = {"none", "pab", "fbcache"};
+    dc_engine_t engine = an_engine(4, 2);
+    dc_options_t options;
+    engine.hooks |= DC_HOOK_LAYERS | DC_HOOK_GUIDE;
+    engine.n_layers = 4;
+    for (size_t p = 0; p < sizeof presets / sizeof *presets; p++) {
+#define REFUSED(status, word, value, ...)               \
+    do {                                                \
+        options = options_of(presets[p]);               \
+        __VA_ARGS__;                                    \
+        refused(&engine, &options, (status), (word));   \
+        CHECK_SAYS(value);                              \
+    } while (0)
+#define WINDOW(field, name)                                                                                  \
+    do {                                                                                                     \
+        REFUSED(DC_ERR_ARG, name " is 0.8:0.2", "low < high", options.field[0] = 0.8; options.field[1] = 0.2); \
+        REFUSED(DC_ERR_ARG, name " is 0.5:0.5", "low < high", options.field[0] = 0.5; options.field[1] = 0.5); \
+        REFUSED(DC_ERR_ARG, name " is 0.5:0", "low < high", options.field[0] = 0.5; options.field[1] = 0.0);   \
+        REFUSED(DC_ERR_ARG, name " is NaN:1", "low:high", options.field[0] = NAN; options.field[1] = 1.0);     \
+        REFUSED(DC_ERR_ARG, name " is 0:NaN", "low:high", options.field[0] = 0.0; options.field[1] = NAN);     \
+        REFUSED(DC_ERR_ARG, name " is 0:inf", "low:high", options.field[0] = 0.0; options.field[1] = INFINITY); \
+        REFUSED(DC_ERR_ARG, name " is -inf:1", "low:high", options.field[0] = -INFINITY; options.field[1] = 1.0); \
+    } while (0)
+        WINDOW(window, "window");
+        WINDOW(kind_window[DC_KIND_SPATIAL], "spatial.window");
+        WINDOW(kind_window[DC_KIND_TEMPORAL], "temporal.window");
+        WINDOW(kind_window[DC_KIND_CROSS], "cross.window");
+        WINDOW(kind_window[DC_KIND_MLP], "mlp.window");
+        WINDOW(guide_window, "guidance.window");
+        WINDOW(guide_low_window, "guidance.low_window");
+        WINDOW(guide_high_window, "guidance.high_window");
+        REFUSED(DC_ERR_ARG, "order is 5", "0 to 4", options.order = 5);
+        REFUSED(DC_ERR_ARG, "scope is 4", "0 to 3", options.scope = 4);
+        REFUSED(DC_ERR_ARG, "rule is 3", "0 to 2", options.rule = 3);
+        REFUSED(DC_ERR_ARG, "estimator is 6", "0 to 5", options.estimator = 6);
+        REFUSED(DC_ERR_ARG, "compat is 3", "0 to 2", options.compat = 3);
+        REFUSED(DC_ERR_ARG, "cond_only is 2", "1", options.cond_only = 2);
+        REFUSED(DC_ERR_ARG, "mlp.skips is 0", "1 and above", options.mlp_skips = 0);
+        REFUSED(DC_ERR_ARG, "warmup_interval is 0", "1 and above", options.warmup_interval = 0);
+        REFUSED(DC_ERR_ARG, "n_mlp_at is 17", "16", options.n_mlp_at = DC_MAX_MARKS + 1);
+        REFUSED(DC_ERR_ARG, "n_mlp_at is 4294967295", "16", options.n_mlp_at = UINT32_MAX);
+        REFUSED(DC_ERR_ARG, "mlp.at has 0,", "above 0", options.n_mlp_at = 2; options.mlp_at[0] = 0.5);
+        REFUSED(DC_ERR_ARG, "mlp.at has -0.5", "above 0", options.n_mlp_at = 1; options.mlp_at[0] = -0.5);
+        REFUSED(DC_ERR_ARG, "mlp.at has NaN", "above 0", options.n_mlp_at = 1; options.mlp_at[0] = NAN);
+        REFUSED(DC_ERR_ARG, "mlp.at has inf", "above 0", options.n_mlp_at = 1; options.mlp_at[0] = INFINITY);
+        REFUSED(DC_ERR_ARG, "weight is NaN", "finite", options.weight[0] = NAN);
+        REFUSED(DC_ERR_ARG, "weight is inf", "finite", options.weight[1] = INFINITY);
+        REFUSED(DC_ERR_ARG, "scale is 0", "above 0", options.scale = 0);
+        REFUSED(DC_ERR_ARG, "scale is -1", "above 0", options.scale = -1);
+        REFUSED(DC_ERR_ARG, "scale is NaN", "above 0", options.scale = NAN);
+        REFUSED(DC_ERR_ARG, "guidance.low is NaN", "finite", options.guide_low = NAN);
+        REFUSED(DC_ERR_ARG, "guidance.high is -inf", "finite", options.guide_high = -INFINITY);
+        /* what this version does not know */
+        REFUSED(DC_ERR_VERSION, "reserved0", "0", options.reserved0 = 1);
+        REFUSED(DC_ERR_VERSION, "reserved1", "0", options.reserved1 = 1);
+        REFUSED(DC_ERR_VERSION, "table", "0", options.n_table = 1);
+        REFUSED(DC_ERR_VERSION, "table", "0", options.table[DC_MAX_TABLE - 1] = 1e-300);
+        REFUSED(DC_ERR_VERSION, "kind_", "4", options.kind_every[4] = 2);
+        REFUSED(DC_ERR_VERSION, "kind_", "4", options.kind_layers[DC_MAX_KINDS - 1] = 2);
+        REFUSED(DC_ERR_VERSION, "kind_", "4", options.kind_window[5][1] = 0.5);
+#undef WINDOW
+#undef REFUSED
+    }
+    /* windows may reach past both ends: such bounds are never met */
+    options = options_of("pab");
+    options.window[0] = -1.0, options.window[1] = 7.0;
+    dc_cache_t *cache = NULL;
+    CHECK_OK(dc_cache_create(&engine, &options, &cache));
+    dc_cache_destroy(cache);
 }
 
 /* ---- runs and passes ---- */
@@ -706,6 +867,7 @@ static void unknown_numbers_are_answered_not_obeyed(void)
 static void dead_and_wild_handles_are_named_errors(void)
 {
     uint64_t junk[8] = {0};
+    float kept[TOY];
     toy_t toy = an_fbcache_toy(4, 1);
     dc_cache_t *dead = toy.cache;
     begin_run(dead, 10);
@@ -730,8 +892,17 @@ static void dead_and_wild_handles_are_named_errors(void)
         toy_input(&toy, 1.0f);
         CHECK(!toy_walk(&toy)); /* an engine that goes on computes, and its output is right */
         toy_verify(&toy, 1.0f, 0, 0);
+        dc_tensor_t x = floats(toy.x, TOY), apart = floats(kept, TOY);
+        memcpy(kept, toy.x, sizeof kept);
+        CHECK(dc_cache_before_layer(cache, 0, DC_KIND_MLP, &x, 1) == DC_COMPUTE);
+        dc_cache_after_layer(cache, 0, &x, 1);
+        CHECK(dc_cache_before_uncond(cache, &pass, &apart, &x) == DC_COMPUTE);
+        CHECK_STATUS(dc_cache_after_uncond(cache, &pass, &apart, &x), DC_ERR_HANDLE);
+        CHECK(memcmp(kept, toy.x, sizeof kept) == 0);
         CHECK(dc_cache_decide(cache, DC_SKIP) == DC_COMPUTE);
         CHECK(dc_cache_peek(cache, &pass, 1) == DC_COMPUTE);
+        CHECK(dc_cache_peek(cache, &pass, DC_LAYER(0)) == DC_COMPUTE);
+        CHECK(dc_cache_peek(cache, &pass, DC_UNCOND) == DC_COMPUTE);
         CHECK_STATUS(dc_cache_end_pass(cache), DC_ERR_HANDLE);
         CHECK_STATUS(dc_cache_end_run(cache), DC_ERR_HANDLE);
         CHECK_STATUS(dc_cache_trim(cache, NULL), DC_ERR_HANDLE);
@@ -774,8 +945,10 @@ int main(void)
     versions_and_names_agree();
     engines_that_make_no_sense_are_refused_by_name();
     methods_that_need_another_hook_are_refused_by_its_name();
+    combinations_that_can_never_skip_are_refused_with_the_reason();
     a_stack_without_a_skippable_block_is_refused();
     options_that_make_no_sense_are_refused_by_name();
+    later_options_that_make_no_sense_are_refused_by_name();
     runs_that_make_no_sense_are_refused();
     passes_that_make_no_sense_compute_and_say_so();
     rows_that_do_not_divide_by_the_branches_are_refused();

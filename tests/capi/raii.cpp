@@ -380,6 +380,269 @@ static void a_run_over_its_budget_says_so_and_computes()
     }
 }
 
+// ---- layers and guidance ----
+
+static_assert(noexcept(std::declval<Run &>().peek_uncond(0)), "looking never throws");
+static_assert(noexcept(std::declval<Pass &>().peek(0)), "nor does looking at a pass");
+
+static const uint32_t layers = 4;
+
+// Layers skip every second step, the unconditional branch two of three.
+static const std::string scheduled = "none,rule=schedule,scope=layers,on_residual=0,every=2,guidance.every=3,"
+                                     "guidance.low=1.5";
+
+static Engine a_layered_engine()
+{
+    Engine engine;
+    engine.hooks = DC_HOOK_LAYERS | DC_HOOK_GUIDE;
+    engine.n_layers = layers;
+    engine.n_branches = 2;
+    return engine;
+}
+
+// What a branch predicts: the toy's blocks, each with an attention whose output is kept, and added.
+struct Model {
+    Toy latents, attention;
+    unsigned ran;
+
+    void load(uint32_t step, uint32_t branch)
+    {
+        latents.load(step + 50 * branch);
+        ran = 0;
+    }
+    void attend(uint32_t layer)
+    {
+        attention = latents;
+        attention.block(layer);
+        ran++;
+    }
+    void add()
+    {
+        for (int j = 0; j < width; j++) latents.x[j] += 0.5f * attention.x[j];
+    }
+};
+
+static dc_kind_t kind_of(uint32_t layer) { return layer % 2 == 0 ? DC_KIND_SPATIAL : DC_KIND_MLP; }
+
+static dc_pass_t of_branch(uint32_t step, uint32_t branch)
+{
+    dc_pass_t pass = DC_PASS_INIT;
+    pass.step = step;
+    pass.branches[0] = branch;
+    return pass;
+}
+
+static void walk_layers(Pass &pass, Model &model)
+{
+    for (uint32_t i = 0; i < layers; i++) {
+        const dc_action_t foreseen = pass.peek(DC_LAYER(i));
+        const bool ran = pass.layer(i, kind_of(i), model.attention.view(), [&] { model.attend(i); });
+        CHECK(foreseen == (ran ? DC_COMPUTE : DC_SKIP));
+        model.add();
+    }
+}
+
+static void walk_layers_in_c(dc_cache_t *cache, Model &model)
+{
+    for (uint32_t i = 0; i < layers; i++) {
+        dc_tensor_t out = model.attention.view();
+        if (dc_cache_before_layer(cache, i, kind_of(i), &out, 1) == DC_COMPUTE) {
+            model.attend(i);
+            dc_cache_after_layer(cache, i, &out, 1);
+        }
+        model.add();
+    }
+}
+
+static void layers_and_guidance_are_those_of_the_c_loop()
+{
+    const uint32_t steps = 12, cond = 0, uncond = 1;
+    Cache cache(a_layered_engine(), Options(scheduled)), plain(a_layered_engine(), Options(scheduled));
+    Run run(cache, steps), c_run(plain, steps);
+    unsigned left_out = 0;
+    for (uint32_t step = 0; step < steps; step++) {
+        Model a[2], b[2];
+        std::memset(a, 0, sizeof a); // so that all of it can be compared
+        std::memset(b, 0, sizeof b);
+
+        const dc_action_t foreseen = run.peek_uncond(step);
+        CHECK_OK(run.evaluate(step, [&](Pass &pass) {
+            a[cond].load(step, cond);
+            walk_layers(pass, a[cond]);
+        }));
+        const bool ran = run.uncond(step, a[cond].latents.view(), a[uncond].latents.view(), [&] {
+            CHECK_OK(run.evaluate(of_branch(step, uncond), [&](Pass &pass) {
+                a[uncond].load(step, uncond);
+                walk_layers(pass, a[uncond]);
+            }));
+        });
+        CHECK(foreseen == (ran ? DC_COMPUTE : DC_SKIP) && ran == (step % 3 == 0));
+        CHECK(a[cond].ran == (step % 2 == 0 ? layers : 0));
+        left_out += !ran;
+
+        dc_pass_t pass = of_branch(step, cond), u = of_branch(step, uncond);
+        dc_tensor_t c_cond = b[cond].latents.view(), c_uncond = b[uncond].latents.view();
+        CHECK_OK(dc_cache_begin_pass(plain.get(), &pass));
+        b[cond].load(step, cond);
+        walk_layers_in_c(plain.get(), b[cond]);
+        CHECK_OK(dc_cache_end_pass(plain.get()));
+        if (dc_cache_before_uncond(plain.get(), &u, &c_cond, &c_uncond) == DC_COMPUTE) {
+            CHECK_OK(dc_cache_begin_pass(plain.get(), &u));
+            b[uncond].load(step, uncond);
+            walk_layers_in_c(plain.get(), b[uncond]);
+            CHECK_OK(dc_cache_end_pass(plain.get()));
+            CHECK_OK(dc_cache_after_uncond(plain.get(), &u, &c_cond, &c_uncond));
+        }
+        CHECK(std::memcmp(a, b, sizeof a) == 0);
+    }
+    const dc_stats_t stats = cache.stats(), c_stats = plain.stats();
+    CHECK(left_out == 8 && stats.uncond_skipped == left_out && stats.uncond_computed == steps - left_out);
+    CHECK(stats.layers_skipped == c_stats.layers_skipped && stats.layers_skipped > 0 && stats.errors == 0);
+    CHECK(stats.layers_computed == c_stats.layers_computed && stats.passes == c_stats.passes);
+}
+
+// Stacked, an engine looks ahead; by its description of the step, where it has one.
+static void a_branch_may_be_foreseen_and_reported_afterwards()
+{
+    Engine engine = a_layered_engine();
+    engine.uncond_branch = 0; // remembered, also when the cache moves
+    Cache first(engine, Options("none,guidance.every=2")), cache;
+    cache = std::move(first);
+    Run run(cache, 6);
+    for (uint32_t step = 0; step < 6; step++) {
+        float cond[2] = {1.0f + (float)step, 2.0f}, uncond[2] = {0.5f + (float)step, 4.0f};
+        dc_pass_t description = of_branch(step, 0);
+        description.flags = DC_PASS_TIMESTEP;
+        description.timestep = 1.0f - 0.1f * (float)step;
+        CHECK(run.peek_uncond(step) == run.peek_uncond(description));
+        const bool leave_out = run.peek_uncond(step) == DC_SKIP;
+        if (leave_out) uncond[0] = uncond[1] = NAN;
+        const bool ran = run.uncond(description, tensor(cond, {2}), tensor(uncond, {2}), [] {});
+        CHECK(ran == !leave_out && leave_out == (step % 2 == 1));
+        CHECK(uncond[0] == 0.5f + (float)step && uncond[1] == 4.0f); // they differ by the same in every step
+    }
+    CHECK(cache.trace().back().timestep == 0.5f && cache.trace().back().branch == 0);
+}
+
+static void caching_off_runs_every_layer_and_both_branches()
+{
+    Cache off;
+    Run run(off, 2);
+    for (uint32_t step = 0; step < 2; step++) {
+        Model model;
+        Toy other;
+        CHECK_OK(run.evaluate(step, [&](Pass &pass) {
+            model.load(step, 0);
+            walk_layers(pass, model);
+        }));
+        CHECK(model.ran == layers && run.peek_uncond(step) == DC_COMPUTE);
+        CHECK(run.uncond(step, model.latents.view(), other.view(), [&] { other.load(step); }));
+        CHECK(other.x[0] == 1.0f + 0.001f * (float)step);
+    }
+    CHECK(off.stats().layers_computed == 0 && off.stats().uncond_computed == 0);
+
+    // after its end a pass is caching off, too
+    Cache cache(a_layered_engine(), Options(scheduled));
+    Run on(cache, 2);
+    Model model;
+    model.load(0, 0);
+    Pass pass = on.pass(0);
+    walk_layers(pass, model);
+    CHECK(pass.end() == Outcome::keep);
+    CHECK(pass.layer(0, kind_of(0), model.attention.view(), [] {}) && cache.stats().errors == 0);
+}
+
+static void a_layer_shows_several_tensors()
+{
+    Cache cache(a_layered_engine(), Options(scheduled));
+    Run run(cache, 4);
+    for (uint32_t step = 0; step < 4; step++) {
+        Toy image, text;
+        const dc_tensor_t both[2] = {image.view(), tensor(text.x, {3})};
+        std::memset(&image, 0, sizeof image);
+        CHECK_OK(run.evaluate(step, [&](Pass &pass) {
+            const bool ran = pass.layer(0, DC_KIND_SPATIAL, both, [&] {
+                image.load(step);
+                text.load(step);
+            });
+            CHECK(ran == (step % 2 == 0));
+        }));
+        CHECK(image.x[0] == 1.0f + 0.001f * (float)(step / 2 * 2));
+    }
+}
+
+// Nothing of what threw is learned: a skip afterwards goes by what was kept before.
+static void an_exception_of_a_layer_or_a_branch_leaves_the_cache_usable()
+{
+    struct Stop {};
+    Cache cache(a_layered_engine(), Options(scheduled));
+    Run run(cache, 100);
+    uint32_t step = 0;
+    for (uint32_t failing = 0; failing < layers; failing++, step += 6) {
+        bool caught = false;
+        try {
+            run.evaluate(step, [&](Pass &pass) {
+                Model model;
+                model.load(step, 0);
+                for (uint32_t i = 0; i < layers; i++)
+                    pass.layer(i, kind_of(i), model.attention.view(), [&] {
+                        if (i == failing) throw Stop();
+                        model.attend(i);
+                    });
+            });
+        } catch (const Stop &) {
+            caught = true;
+        }
+        CHECK(caught);
+
+        for (uint32_t next = step + 2; next < step + 4; next++) {
+            Model model;
+            CHECK_OK(run.evaluate(next, [&](Pass &pass) {
+                model.load(next, 0);
+                walk_layers(pass, model);
+            }));
+            CHECK(model.ran == (next % 2 == 0 ? layers : 0));
+        }
+    }
+
+    step = 99; // the interval's turn
+    float cond[1] = {1.0f}, uncond[1] = {4.0f};
+    Run again(cache, 200);
+    CHECK(again.uncond(96, tensor(cond, {1}), tensor(uncond, {1}), [] {}));
+    bool caught = false;
+    try {
+        again.uncond(step, tensor(cond, {1}), tensor(uncond, {1}), [&] {
+            uncond[0] = 100.0f;
+            throw Stop();
+        });
+    } catch (const Stop &) {
+        caught = true;
+    }
+    CHECK(caught);
+    CHECK(!again.uncond(100, tensor(cond, {1}), tensor(uncond, {1}), [] {}));
+    CHECK(uncond[0] == 1.0f + 3.0f * 1.5f); // one value is all low frequency
+    CHECK(cache.stats().first_error == DC_OK);
+}
+
+// What the library refuses, the engine computes; why, the statistics tell.
+static void a_mistake_with_a_layer_or_a_branch_computes()
+{
+    Cache cache(a_layered_engine(), Options(scheduled));
+    Run run(cache, 4);
+    Model model;
+    model.load(0, 0);
+    {
+        Pass pass = run.pass(0);
+        CHECK(pass.layer(layers, DC_KIND_MLP, model.attention.view(), [&] { model.attend(0); }) && model.ran == 1);
+        CHECK(pass.end() == Outcome::keep && pass.status() == DC_ERR_ARG);
+    }
+    CHECK(cache.stats().errors == 1);
+    float cond[1] = {1.0f}, uncond[2] = {4.0f, 4.0f};
+    CHECK(run.uncond(0, tensor(cond, {1}), tensor(uncond, {2}), [] {}));
+    CHECK(cache.stats().errors > 1 && cache.stats().first_error == DC_ERR_ARG);
+    CHECK(thrown_by([] { Cache(a_layered_engine(), Options("fbcache")); }, "DC_HOOK_BLOCKS") == DC_ERR_UNSUPPORTED);
+}
+
 int main()
 {
     a_mistake_in_setting_up_throws_the_librarys_own_words();
@@ -397,5 +660,11 @@ int main()
     a_pass_ends_once_and_computes_from_then_on();
     a_discarded_pass_is_run_again_in_full();
     a_run_over_its_budget_says_so_and_computes();
+    layers_and_guidance_are_those_of_the_c_loop();
+    a_branch_may_be_foreseen_and_reported_afterwards();
+    caching_off_runs_every_layer_and_both_branches();
+    a_layer_shows_several_tensors();
+    an_exception_of_a_layer_or_a_branch_leaves_the_cache_usable();
+    a_mistake_with_a_layer_or_a_branch_computes();
     return 0;
 }

@@ -281,6 +281,210 @@ static void a_hundred_thousand_caches_leave_no_living_handle(void)
     for (int t = 0; t < 2; t++) finish(&workers[t]);
 }
 
+/* ---- layers and guidance ---- */
+
+enum { LAYERS = 6, COND = 0, UNCOND = 1 };
+
+static dc_engine_t a_layered_engine(void)
+{
+    dc_engine_t engine = an_engine(BLOCKS, 2);
+    engine.hooks = DC_HOOK_LAYERS | DC_HOOK_GUIDE;
+    engine.n_layers = LAYERS;
+    return engine;
+}
+
+#define EVERY_2 "none,rule=schedule,scope=layers,on_residual=0,every=2,guidance.every=2"
+
+/* A layer shows the same at every step, so that what is held is right whoever computed it. */
+static void layer_output(float out[TOY], uint32_t layer)
+{
+    for (int j = 0; j < TOY; j++) out[j] = (float)(10 * layer) + (float)j;
+}
+
+/* Asks, runs and reports; checks what is there in the end. */
+static dc_action_t one_layer(dc_cache_t *cache, uint32_t layer)
+{
+    float out[TOY], want[TOY];
+    dc_tensor_t o = floats(out, TOY);
+    memset(out, 0x7f, sizeof out);
+    layer_output(want, layer);
+    dc_action_t action = dc_cache_before_layer(cache, layer, layer % 2 ? DC_KIND_MLP : DC_KIND_SPATIAL, &o, 1);
+    if (action == DC_COMPUTE) {
+        memcpy(out, want, sizeof out);
+        dc_cache_after_layer(cache, layer, &o, 1);
+    }
+    CHECK(memcmp(out, want, sizeof out) == 0);
+    return action;
+}
+
+/* A pass and the question about guidance that follows it. */
+static dc_status_t run_layers(worker_t *worker, uint32_t step)
+{
+    float predicted[2] = {2.0f, 3.0f};
+    dc_tensor_t cond = floats(&predicted[0], 1), uncond = floats(&predicted[1], 1);
+    dc_pass_t pass = pass_of(step, COND), u = pass_of(step, UNCOND);
+    (void)dc_cache_begin_pass(worker->cache, &pass);
+    for (uint32_t layer = 0; layer < LAYERS; layer++) worker->skipped += one_layer(worker->cache, layer) == DC_SKIP;
+    dc_status_t status = dc_cache_end_pass(worker->cache);
+    if (dc_cache_before_uncond(worker->cache, &u, &cond, &uncond) == DC_COMPUTE)
+        (void)dc_cache_after_uncond(worker->cache, &u, &cond, &uncond);
+    CHECK(predicted[0] == 2.0f && predicted[1] == 3.0f);
+    CHECK(status != DC_ERR_DISCARD);
+    worker->right++;
+    worker->refused += status != DC_OK;
+    return status;
+}
+
+static void *hammer_layers(void *argument)
+{
+    worker_t *worker = argument;
+    for (long k = 0; k < worker->passes; k++) {
+        if (k % 50 == 0) {
+            dc_run_t run = DC_RUN_INIT;
+            dc_status_t status = dc_cache_begin_run(worker->cache, &run); /* also in the other thread's pass */
+            CHECK(status == DC_OK || status == DC_ERR_BUSY);
+        }
+        (void)run_layers(worker, (uint32_t)(k % 50));
+    }
+    return NULL;
+}
+
+static void two_threads_on_one_handle_never_see_a_wrong_layer(void)
+{
+    worker_t workers[2];
+    dc_engine_t engine = a_layered_engine();
+    dc_cache_t *cache = a_cache(&engine, EVERY_2);
+    memset(workers, 0, sizeof workers);
+    for (int t = 0; t < 2; t++) {
+        workers[t].cache = cache;
+        workers[t].passes = often(30000);
+    }
+    for (int t = 0; t < 2; t++) start(&workers[t], hammer_layers);
+    for (int t = 0; t < 2; t++) finish(&workers[t]);
+    for (int t = 0; t < 2; t++) CHECK(workers[t].right == often(30000));
+
+    /* the same cache, one thread: as if nothing had been */
+    begin_run(cache, 50);
+    for (uint32_t step = 0; step < 50; step++) CHECK_OK(run_layers(&workers[0], step));
+    CHECK(stats_of(cache).layers_skipped == 25 * LAYERS && stats_of(cache).uncond_skipped == 25);
+    dc_cache_destroy(cache);
+}
+
+static void *observe_layers(void *argument)
+{
+    worker_t *worker = argument;
+    while (!stop) {
+        dc_trace_t records[64];
+        size_t n = 0;
+        dc_stats_t stats = stats_of(worker->cache);
+        CHECK(stats.layers_computed + stats.layers_skipped == LAYERS * stats.passes); /* never half a pass */
+        CHECK(stats.uncond_computed + stats.uncond_skipped <= stats.passes && stats.errors == 0);
+        CHECK_OK(dc_cache_trace(worker->cache, records, sizeof *records, 64, &n));
+        for (size_t k = 1; k < n && k < 64; k++) CHECK(records[k].step >= records[k - 1].step);
+        worker->passes++;
+    }
+    return NULL;
+}
+
+static void observers_of_layers_never_make_a_call_fail(void)
+{
+    worker_t watchers[3], worker;
+    dc_engine_t engine = a_layered_engine();
+    memset(watchers, 0, sizeof watchers);
+    memset(&worker, 0, sizeof worker);
+    worker.cache = a_cache(&engine, EVERY_2);
+    stop = 0;
+    for (int t = 0; t < 3; t++) {
+        watchers[t].cache = worker.cache;
+        start(&watchers[t], observe_layers);
+    }
+    for (long run = 0; run < often(300); run++) {
+        begin_run(worker.cache, 50);
+        for (uint32_t step = 0; step < 50; step++) CHECK_OK(run_layers(&worker, step));
+    }
+    stop = 1;
+    for (int t = 0; t < 3; t++) finish(&watchers[t]);
+    CHECK(worker.refused == 0);
+    CHECK(worker.skipped == 25 * LAYERS * often(300));
+    dc_cache_destroy(worker.cache);
+}
+
+/* Another thread, while this one is inside a call: the allocator's, which waits for it. */
+static void *intrude(void *argument)
+{
+    worker_t *worker = argument;
+    float predicted[2] = {2.0f, 3.0f};
+    dc_tensor_t cond = floats(&predicted[0], 1), uncond = floats(&predicted[1], 1);
+    dc_pass_t coming = pass_of(3, COND), u = pass_of(1, UNCOND);
+    CHECK(one_layer(worker->cache, 1) == DC_COMPUTE); /* which the pass would skip */
+    CHECK_SAYS("another thread");
+    CHECK(dc_cache_before_uncond(worker->cache, &u, &cond, &uncond) == DC_COMPUTE);
+    CHECK_SAYS("another thread");
+    CHECK_STATUS(dc_cache_after_uncond(worker->cache, &u, &cond, &uncond), DC_ERR_BUSY);
+    CHECK(predicted[0] == 2.0f && predicted[1] == 3.0f);
+    CHECK(dc_cache_peek(worker->cache, NULL, DC_LAYER(1)) == DC_UNDECIDED);
+    CHECK(dc_cache_peek(worker->cache, &u, DC_UNCOND) == DC_UNDECIDED);
+    CHECK_STATUS(dc_cache_begin_pass(worker->cache, &coming), DC_ERR_BUSY);
+    CHECK(one_layer(worker->cache, 1) == DC_COMPUTE);
+    CHECK_STATUS(dc_cache_end_pass(worker->cache), DC_ERR_BUSY);
+    CHECK(stats_of(worker->cache).passes == 1); /* looking is for any thread at any time */
+    return NULL;
+}
+
+static void *alloc_meanwhile(void *user, size_t size, void *stream)
+{
+    worker_t *intruder = user;
+    void *data = NULL;
+    (void)stream;
+    if (intruder->passes == 1) {
+        intruder->passes = 0;
+        start(intruder, intrude);
+        finish(intruder);
+    }
+    return posix_memalign(&data, 256, size) == 0 ? data : NULL;
+}
+
+static void free_it(void *user, void *data, size_t size, void *stream)
+{
+    (void)user, (void)size, (void)stream;
+    free(data);
+}
+
+static void a_second_thread_inside_a_call_makes_a_layer_compute(void)
+{
+    worker_t intruder;
+    dc_engine_t engine = a_layered_engine();
+    dc_pass_t pass = pass_of(0, COND);
+    memset(&intruder, 0, sizeof intruder);
+    engine.mem_alloc = alloc_meanwhile;
+    engine.mem_free = free_it;
+    engine.mem_user = &intruder;
+    dc_cache_t *cache = intruder.cache = a_cache(&engine, EVERY_2);
+    begin_run(cache, 8);
+    CHECK_OK(dc_cache_begin_pass(cache, &pass));
+    for (uint32_t layer = 1; layer < LAYERS; layer++) CHECK(one_layer(cache, layer) == DC_COMPUTE);
+    CHECK_OK(dc_cache_end_pass(cache));
+
+    intruder.passes = 1; /* layer 0 is new at a step that skips the others: memory is taken for it */
+    pass = pass_of(1, COND);
+    CHECK_OK(dc_cache_begin_pass(cache, &pass));
+    CHECK(one_layer(cache, 0) == DC_COMPUTE);
+    CHECK(intruder.passes == 0);
+    for (uint32_t layer = 1; layer < LAYERS; layer++) (void)one_layer(cache, layer); /* whatever it says is right */
+    CHECK_STATUS(dc_cache_end_pass(cache), DC_ERR_BUSY);
+    CHECK_SAYS("another thread");
+
+    for (uint32_t step = 2; step < 8; step++) {
+        pass = pass_of(step, COND);
+        CHECK_OK(dc_cache_begin_pass(cache, &pass));
+        for (uint32_t layer = 0; layer < LAYERS; layer++)
+            CHECK(one_layer(cache, layer) == (step % 2 ? DC_SKIP : DC_COMPUTE));
+        CHECK_OK(dc_cache_end_pass(cache));
+    }
+    CHECK(stats_of(cache).discarded == 0);
+    dc_cache_destroy(cache);
+}
+
 int main(void)
 {
     alarm(300); /* a deadlock is a failure, not a wait */
@@ -290,5 +494,8 @@ int main(void)
     observers_never_make_a_call_fail();
     many_caches_on_many_threads_decide_as_one_alone();
     a_hundred_thousand_caches_leave_no_living_handle();
+    two_threads_on_one_handle_never_see_a_wrong_layer();
+    observers_of_layers_never_make_a_call_fail();
+    a_second_thread_inside_a_call_makes_a_layer_compute();
     return 0;
 }

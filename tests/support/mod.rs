@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 #![allow(unused_imports, reason = "likewise")]
 
+pub mod recording;
+
 use std::alloc::{Layout, alloc, dealloc};
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -114,15 +116,7 @@ impl Tensor {
     }
 
     pub fn values(&self) -> Vec<f32> {
-        let bytes = self.bytes();
-        let pair = |b: &[u8]| [b[0], b[1]];
-        match self.dtype {
-            Dtype::F32 => {
-                bytes.chunks(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
-            }
-            Dtype::F16 => bytes.chunks(2).map(|b| f16::from_ne_bytes(pair(b)).to_f32()).collect(),
-            Dtype::Bf16 => bytes.chunks(2).map(|b| bf16::from_ne_bytes(pair(b)).to_f32()).collect(),
-        }
+        values_of(self.dtype, &self.bytes())
     }
 
     /// Rounds `values` to the dtype.
@@ -133,7 +127,12 @@ impl Tensor {
             Dtype::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_ne_bytes()).collect(),
             Dtype::Bf16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_ne_bytes()).collect(),
         };
-        let mut bytes = &bytes[..];
+        self.set_bytes(&bytes);
+    }
+
+    /// The elements as [`bytes`](Self::bytes) gives them.
+    pub fn set_bytes(&self, mut bytes: &[u8]) {
+        assert_eq!(bytes.len(), self.len() * self.dtype.size());
         for (at, n) in self.runs() {
             let (run, rest) = bytes.split_at(n * self.dtype.size());
             self.memory[at..].iter().zip(run).for_each(|(to, byte)| to.set(*byte));
@@ -176,6 +175,18 @@ impl Tensor {
             id: self.id,
             reserved: 0,
         }
+    }
+}
+
+/// What elements of this dtype are, from their bytes.
+pub fn values_of(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+    let pair = |b: &[u8]| [b[0], b[1]];
+    match dtype {
+        Dtype::F32 => {
+            bytes.chunks(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
+        }
+        Dtype::F16 => bytes.chunks(2).map(|b| f16::from_ne_bytes(pair(b)).to_f32()).collect(),
+        Dtype::Bf16 => bytes.chunks(2).map(|b| bf16::from_ne_bytes(pair(b)).to_f32()).collect(),
     }
 }
 
@@ -267,6 +278,16 @@ impl Setup {
         Cache(handle)
     }
 
+    /// Bytes, for any rows.
+    pub fn memory_needed_for(&self, rows: &[ShapeRow]) -> u64 {
+        let mut bytes = u64::MAX;
+        let (_tensors, rows) = lent_rows(rows);
+        let (engine, options) = (&self.engine, &self.options);
+        // The rows and their tensors live as long as the call.
+        ok(unsafe { dc_memory_needed(engine, options, rows.as_ptr(), rows.len(), &mut bytes) });
+        bytes
+    }
+
     /// Bytes, if the blocks work on tensors like these.
     pub fn memory_needed(&self, shapes: &Shapes) -> u64 {
         let mut bytes = u64::MAX;
@@ -276,6 +297,51 @@ impl Setup {
         ok(unsafe { dc_memory_needed(engine, options, rows.as_ptr(), rows.len(), &mut bytes) });
         bytes
     }
+}
+
+/// A row of dc_shape_t: `branch` may be [`EACH`].
+pub struct ShapeRow {
+    pub hook: u32,
+    pub kind: dc_kind_t,
+    pub branch: u32,
+    pub count: u32,
+    pub tensors: Vec<Tensor>,
+}
+
+impl ShapeRow {
+    /// So many layers of a kind, alike in every branch.
+    pub fn layers(kind: dc_kind_t, count: u32, tensors: &[Tensor]) -> Self {
+        let tensors = tensors.to_vec();
+        Self { hook: DC_HOOK_LAYERS, kind, branch: EACH, count, tensors }
+    }
+
+    /// The output of the model, in every branch.
+    pub fn model(output: &[Tensor]) -> Self {
+        let tensors = output.to_vec();
+        Self { hook: DC_HOOK_MODEL, kind: 0, branch: EACH, count: 0, tensors }
+    }
+
+    /// A prediction of guidance.
+    pub fn guide(prediction: &Tensor) -> Self {
+        let tensors = vec![prediction.clone()];
+        Self { hook: DC_HOOK_GUIDE, kind: 0, branch: EACH, count: 0, tensors }
+    }
+}
+
+/// The second names the first.
+fn lent_rows(rows: &[ShapeRow]) -> (Vec<Vec<dc_tensor_t>>, Vec<dc_shape_t>) {
+    let tensors: Vec<_> = rows.iter().map(|row| lent(&row.tensors)).collect();
+    let row = |(row, tensors): (&ShapeRow, &Vec<dc_tensor_t>)| dc_shape_t {
+        hook: row.hook,
+        kind: row.kind,
+        branch: row.branch,
+        count: row.count,
+        tensors: tensors.as_ptr(),
+        n: tensors.len() as u32,
+        reserved0: 0,
+    };
+    let rows = rows.iter().zip(&tensors).map(row).collect();
+    (tensors, rows)
 }
 
 /// Tensors like those of a branch's blocks, one branch's rows each; [`EACH`] stands for all others.
@@ -296,6 +362,16 @@ fn shape_rows(shapes: &Shapes) -> (Vec<Vec<dc_tensor_t>>, Vec<dc_shape_t>) {
     };
     let rows = shapes.iter().zip(&tensors).map(row).collect();
     (tensors, rows)
+}
+
+/// DC_LAYER
+pub const fn layer_unit(layer: u32) -> u32 {
+    0x8000_0000 | layer
+}
+
+/// DC_KIND
+pub const fn kind_unit(kind: dc_kind_t) -> u32 {
+    0xffff_ff00 | kind
 }
 
 /// DC_RUN_INIT, with a number of steps.
@@ -356,6 +432,13 @@ impl Cache {
         self.begin_run_as(&dc_run_t { n_shapes, shapes, ..run_of(n_steps) })
     }
 
+    /// The same run with rows of shapes of any hook.
+    pub fn begin_run_for(&self, run: &dc_run_t, rows: &[ShapeRow]) -> dc_status_t {
+        let (_tensors, rows) = lent_rows(rows);
+        let (n_shapes, shapes) = (rows.len() as u32, rows.as_ptr());
+        self.begin_run_as(&dc_run_t { n_shapes, shapes, ..*run })
+    }
+
     pub fn end_run(&self) -> dc_status_t {
         dc_cache_end_run(self.0)
     }
@@ -400,6 +483,43 @@ impl Cache {
     /// As dc_cache_after_block.
     pub unsafe fn after_raw(&self, block: u32, out: &[dc_tensor_t]) {
         unsafe { dc_cache_after_block(self.0, block, out.as_ptr(), out.len()) }
+    }
+
+    pub fn before_layer(&self, layer: u32, kind: dc_kind_t, out: &[Tensor]) -> dc_action_t {
+        // The tensors own what they lend.
+        unsafe { self.before_layer_raw(layer, kind, &lent(out)) }
+    }
+
+    /// # Safety
+    /// As dc_cache_before_layer.
+    pub unsafe fn before_layer_raw(
+        &self,
+        layer: u32,
+        kind: dc_kind_t,
+        out: &[dc_tensor_t],
+    ) -> dc_action_t {
+        unsafe { dc_cache_before_layer(self.0, layer, kind, out.as_ptr(), out.len()) }
+    }
+
+    pub fn after_layer(&self, layer: u32, out: &[Tensor]) {
+        // The tensors own what they lend.
+        unsafe { self.after_layer_raw(layer, &lent(out)) }
+    }
+
+    /// # Safety
+    /// As dc_cache_after_layer.
+    pub unsafe fn after_layer_raw(&self, layer: u32, out: &[dc_tensor_t]) {
+        unsafe { dc_cache_after_layer(self.0, layer, out.as_ptr(), out.len()) }
+    }
+
+    pub fn before_uncond(&self, pass: &dc_pass_t, cond: &Tensor, uncond: &Tensor) -> dc_action_t {
+        // The tensors own what they lend; the pass starts from DC_PASS_INIT.
+        unsafe { dc_cache_before_uncond(self.0, pass, &cond.lent(), &uncond.lent()) }
+    }
+
+    pub fn after_uncond(&self, pass: &dc_pass_t, cond: &Tensor, uncond: &Tensor) -> dc_status_t {
+        // As above.
+        unsafe { dc_cache_after_uncond(self.0, pass, &cond.lent(), &uncond.lent()) }
     }
 
     pub fn decide(&self, wish: dc_action_t) -> dc_action_t {
@@ -463,6 +583,10 @@ pub struct Trace(pub Vec<dc_trace_t>);
 impl Trace {
     pub fn of(&self, branch: u32) -> Self {
         Self(self.0.iter().filter(|record| record.branch == branch).copied().collect())
+    }
+
+    pub fn of_unit(&self, unit: u32) -> Self {
+        Self(self.0.iter().filter(|record| record.unit == unit).copied().collect())
     }
 
     /// "CCss": computed, computed, skipped, skipped.
