@@ -134,6 +134,43 @@ fn passes(criterion: &mut Criterion) {
     }
 }
 
+/// An engine with a spatial and an MLP layer in each of 57 blocks.
+fn layers(criterion: &mut Criterion) {
+    const LAYERS: u32 = 2 * 57;
+    let mut group = criterion.benchmark_group("a pass of 114 layers of 16 elements");
+    for (name, options) in [
+        ("preset none", "none"),
+        ("not skipped by pab", "pab,spatial.every=1,temporal.every=2"),
+        ("computed by taylorseer", "taylorseer,warmup_steps=4000000000"),
+        ("skipped by taylorseer", "taylorseer,every=4000000000"),
+    ] {
+        let setup = Setup::new(57, options)
+            .with(|engine| (engine.hooks, engine.n_layers) = (DC_HOOK_LAYERS, LAYERS));
+        let cache = setup.create();
+        ok(cache.begin_run_as(&dc_run_t { timestep_max: 1.0, ..run_of(0) }));
+        let owner = [Tensor::of(Dtype::F32, &noise(1, 16))];
+        let x = lent(&owner);
+        let mut step = 0;
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let pass = dc_pass_t { timestep: 0.5, ..flagged(step, &[0], DC_PASS_TIMESTEP) };
+                ok(cache.begin_pass(&pass));
+                for layer in 0..LAYERS {
+                    let kind = if layer % 2 == 0 { DC_KIND_SPATIAL } else { DC_KIND_MLP };
+                    // The tensor lives as long as the benchmark.
+                    unsafe {
+                        if cache.before_layer_raw(layer, kind, &x) == DC_COMPUTE {
+                            cache.after_layer_raw(layer, &x);
+                        }
+                    }
+                }
+                ok(cache.end_pass());
+                step += 1;
+            });
+        });
+    }
+}
+
 fn caches(criterion: &mut Criterion) {
     for branches in [1, 8] {
         let id = BenchmarkId::new("create and destroy, by branches", branches);
@@ -171,6 +208,7 @@ fn main() {
         .configure_from_args();
     pairs(&mut criterion);
     passes(&mut criterion);
+    layers(&mut criterion);
     caches(&mut criterion);
     looks(&mut criterion);
     criterion.final_summary();

@@ -12,43 +12,61 @@
 typedef struct {
     const char *options; /* EVERY_2 and its like stand for a mask */
     bool sequential;
+    bool on_sheet;
 } setting;
+
+/* FasterCache all over the run, and without making low and high frequencies stronger. */
+#define WIDE "window=0:0.9,guidance.window=0:0.9,last_steps=1,guidance.low=1,guidance.high=1"
 
 /* The first two are the baselines, one for each kind of guidance. */
 static const setting SETTINGS[] = {
-    {"none", false},
-    {"none", true},
-    {"fbcache", false},
-    {"fbcache,threshold=0.1", false},
-    {"fbcache,threshold=0.2", false},
-    {"fbcache,estimator=taylor,order=1", false},
-    {"fbcache,threshold=0.1,estimator=taylor,order=1", false},
-    {"fbcache,threshold=0.2,estimator=taylor,order=1", false},
-    {"fbcache,threshold=0.1,estimator=newton,order=2", false},
-    {"fbcache,threshold=0.1,compat=diffusers", false},
-    {"fbcache,threshold=0.1", true},
-    {"fbcache,threshold=0.1,share=1", true},
-    {"dbcache,front_blocks=2,back_blocks=2,threshold=0.1", false},
-    {"dbcache,front_blocks=2,back_blocks=2,threshold=0.1,estimator=taylor,order=1", false},
-    {"mask,mask=EVERY_2", false},
-    {"mask,mask=EVERY_2,estimator=taylor,order=1", false},
-    {"mask,mask=EVERY_4,estimator=taylor,order=1", false},
+    {"none", false, true},
+    {"none", true, false},
+    {"fbcache", false, false},
+    {"fbcache,threshold=0.1", false, true},
+    {"fbcache,estimator=taylor", false, false},
+    {"fbcache,threshold=0.1,estimator=taylor", false, true},
+    {"fbcache,threshold=0.1,estimator=newton,order=2", false, false},
+    {"fbcache,threshold=0.1,compat=diffusers", false, false},
+    {"fbcache,threshold=0.1", true, false},
+    {"fbcache,threshold=0.1,share=1", true, false},
+    {"dbcache,front_blocks=2,back_blocks=1,threshold=0.1,estimator=taylor", false, true},
+    {"mask,mask=EVERY_2,estimator=taylor", false, false},
+    {"mask,mask=EVERY_4,estimator=taylor", false, true},
+    {"taylorseer", false, false},
+    {"taylorseer,every=4,warmup_steps=5,last_steps=1", false, true},
+    {"taylorseer,every=4,warmup_steps=5,last_steps=1,compat=diffusers", false, false},
+    {"taylorseer,every=4,warmup_steps=5,last_steps=1,estimator=foca", false, false},
+    {"taylorseer,every=4,warmup_steps=5,last_steps=1,scope=block,on_residual=1", false, false},
+    {"taylorseer,every=4,warmup_steps=5,last_steps=1,scope=stack,on_residual=1", false, true},
+    {"taylorseer,every=4,warmup_steps=5,last_steps=1,scope=model", false, true},
+    {"hicache,every=4,warmup_steps=5,last_steps=1,scale=0.7", false, true},
+    {"pab,window=0:0.9,last_steps=1", false, true},
+    {"pab,window=0:0.9,last_steps=1,spatial.every=4,estimator=taylor", false, false},
+    {"pab,window=0:0.9,last_steps=1,spatial.every=3,mlp.every=3", false, false},
+    {"pab,window=0:0.9,last_steps=1,spatial.every=3,mlp.every=3,estimator=taylor", false, true},
+    {"fastercache", false, false},
+    {"fastercache," WIDE, false, true},
+    {"fastercache," WIDE, true, false},
+    {"fastercache," WIDE ",mlp.every=2", false, false},
+    {"none,guidance.every=5,last_steps=1", false, true},
 };
 enum { FIXED = sizeof SETTINGS / sizeof *SETTINGS, MAX_ROWS = FIXED + 1, MAX_REPEAT = 99, PICTURES = 10, GAIN = 20 };
-
 
 typedef struct {
     const char *options;
     sampling sampling;
+    bool on_sheet;
     dc_cache_t *cache;
     float *images;
     double seconds[MAX_REPEAT]; /* of each run */
     double time, spread;        /* their median, and half their range relative to it */
-    uint64_t blocks;            /* run by the engine in one run */
-    char decisions[DC_MAX_STEPS + 1];
-    int full; /* steps in which every block ran */
+    sampling_cost cost;         /* of one run */
+    double work;                /* multiply-adds run, as a share of those of all steps in full */
+    int full;                   /* steps in which nothing was left out */
+    char steps[DC_MAX_STEPS + 1];
     double psnr, mib;
-    int rival; /* as many steps of plain sampling run as many blocks, or a few more */
+    int rival; /* as many steps of plain sampling do as much work, or a little more */
     double rival_psnr;
 } row;
 
@@ -103,40 +121,70 @@ double median(double *values, int n)
     return (values[(n - 1) / 2] + values[n / 2]) / 2;
 }
 
-/* What the conditional branch did at each step: C computed, s skipped. */
-static void read_decisions(row *r)
+/* Each step's share of the work, in tenths; # = all of it. */
+static void read_steps(row *r)
 {
-    static dc_trace_t records[4 * DC_MAX_STEPS];
-    size_t n = 0;
-    memset(r->decisions, '-', (size_t)r->sampling.steps);
-    if (dc_cache_trace(r->cache, records, sizeof *records, sizeof records / sizeof *records, &n))
-        return;
-    for (size_t i = 0; i < n && i < sizeof records / sizeof *records; i++)
-        if (records[i].branch == 0 && records[i].step < (uint32_t)r->sampling.steps)
-            r->decisions[records[i].step] = records[i].action == DC_SKIP ? 's' : 'C';
+    uint64_t all = full_work(&r->sampling);
+    for (int step = 0; step < r->sampling.steps; step++) {
+        uint64_t done = r->cost.work[step];
+        r->steps[step] = done >= all ? '#' : (char)('0' + 10 * done / all);
+        r->full += done >= all;
+    }
 }
 
-/* False if the library's count of blocks is not the engine's. */
+static bool is_same(const row *r, const char *what, uint64_t engine, uint64_t library)
+{
+    if (engine != library)
+        fprintf(stderr, "%s: %s: %llu by the engine's count, %llu by the library's\n", r->options, what,
+                (unsigned long long)engine, (unsigned long long)library);
+    return engine == library;
+}
+
+/* False if the library met an error, or counted what ran and what was left out otherwise than the engine. */
+static bool check_counts(const row *r, const dc_stats_t *stats)
+{
+    static dc_trace_t records[8 * DC_MAX_STEPS];
+    const sampling_cost *cost = &r->cost;
+    uint64_t computed = 0, skipped = 0, unconds = 0, steps = (uint64_t)r->sampling.steps;
+    bool layers = false, decided[DIT_PARTS] = {false};
+    size_t n = 0;
+    if (dc_cache_trace(r->cache, records, sizeof *records, sizeof records / sizeof *records, &n))
+        return false;
+    for (size_t i = 0; i < n && i < sizeof records / sizeof *records; i++) {
+        decided[DIT_ATTENTION] |= records[i].unit == DC_KIND(DC_KIND_SPATIAL);
+        decided[DIT_MLP] |= records[i].unit == DC_KIND(DC_KIND_MLP);
+        unconds += records[i].unit == DC_UNCOND;
+    }
+    /* The library counts the layers that the method is for; of those, with pab-latte and its like, not even all. */
+    for (dit_part part = 0; part < DIT_PARTS; part++) {
+        layers |= decided[part];
+        computed += decided[part] ? cost->parts[part] : 0;
+        skipped += cost->blocks - cost->parts[part];
+    }
+    bool all = !strstr(r->options, "pab-") && !strstr(r->options, ".layers=");
+    return is_same(r, "errors", 0, stats->errors) && is_same(r, "blocks run", cost->blocks, stats->blocks_computed) &&
+           is_same(r, "layers left out", skipped, stats->layers_skipped) &&
+           (!layers || !all || is_same(r, "layers run", computed, stats->layers_computed)) &&
+           is_same(r, "branches left out", steps - (uint64_t)cost->unconds, stats->uncond_skipped) &&
+           (!unconds || is_same(r, "branches run", (uint64_t)cost->unconds, stats->uncond_computed));
+}
+
 static bool read_results(row *r, const float *exact, int repeat)
 {
     dc_stats_t stats = {.struct_size = sizeof stats};
-    if (dc_cache_stats(r->cache, &stats) || stats.blocks_computed != r->blocks) {
-        fprintf(stderr, "%s: the engine ran %llu blocks, the library counted %llu\n", r->options,
-                (unsigned long long)r->blocks, (unsigned long long)stats.blocks_computed);
+    if (dc_cache_stats(r->cache, &stats) || !check_counts(r, &stats))
         return false;
-    }
-    int passes = r->sampling.steps * (r->sampling.sequential ? 2 : 1), per_step = DIT_BLOCKS * passes / r->sampling.steps;
-    r->full = (int)((uint64_t)passes - stats.passes_skipped) * r->sampling.steps / passes;
-    r->rival = (int)((r->blocks + (uint64_t)per_step - 1) / (uint64_t)per_step);
+    read_steps(r);
+    r->work = work_share(&r->sampling, &r->cost);
+    r->rival = (int)ceil(r->work * r->sampling.steps - 1e-9);
     r->mib = (double)stats.bytes_peak / (1 << 20);
     r->psnr = psnr(r->images, exact, r->sampling.batch * DIT_PIXELS);
     r->time = median(r->seconds, repeat);
     r->spread = (r->seconds[repeat - 1] - r->seconds[0]) / 2 / r->time;
-    read_decisions(r);
     return true;
 }
 
-/* Plain sampling with as many steps as the row's blocks pay for. */
+/* Plain sampling with as many steps as the row's work pays for. */
 static void run_rival(row *rows, int i, const float *exact, float *scratch)
 {
     for (int k = 0; k < i; k++)
@@ -158,53 +206,77 @@ static double speed_up(const row *rows, const row *r)
     return rows[r->sampling.sequential].time / r->time;
 }
 
+enum { WIDTH = 64 }; /* of the column of options */
+
+/* How much of the options goes into a line: up to the last comma that fits. */
+static int line_of(const char *options)
+{
+    int n = (int)strlen(options);
+    if (n <= WIDTH)
+        return n;
+    for (n = WIDTH; n > 0; n--)
+        if (options[n - 1] == ',')
+            return n;
+    return WIDTH;
+}
+
 static void print_table(const row *rows, int n, int repeat)
 {
-    int width = 0;
-    for (int i = 0; i < n; i++)
-        if ((int)strlen(rows[i].options) > width)
-            width = (int)strlen(rows[i].options);
-    printf("%-*s                             time                     cached   fewer steps\n", width, "");
-    printf("%-*s  cfg    full  blocks run      s  +- %%   speed   PSNR    MiB  steps   PSNR  decisions\n", width, "options");
+    printf("%-*s                           time                   cached  fewer steps\n", WIDTH, "");
+    printf("%-*s  cfg    full  work       s  +- %%  speed   PSNR     MiB  steps   PSNR  each step\n", WIDTH, "options");
     for (int i = 0; i < n; i++) {
         const row *r = &rows[i];
-        int steps = r->sampling.steps, blocks = DIT_BLOCKS * steps * (r->sampling.sequential ? 2 : 1);
-        printf("%-*s  %-5s  %4d  %4d  %3.0f%%  %6.3f  %4.1f  %5.2fx  %5.1f  %5.2f  %5d  %5.1f  %s\n", width, r->options,
-               r->sampling.sequential ? "seq" : "batch", r->full, (int)r->blocks, 100.0 * (double)r->blocks / blocks, r->time,
-               100 * r->spread, speed_up(rows, r), r->psnr, r->mib, r->rival, r->rival_psnr,
-               r->decisions);
+        const char *options = r->options;
+        int line = line_of(options);
+        printf("%-*.*s  %-5s  %4d  %3.0f%%", WIDTH, line, options, r->sampling.sequential ? "seq" : "batch", r->full,
+               100 * r->work);
+        printf("  %6.3f  %4.1f  %4.2fx  %5.1f  %6.2f", r->time, 100 * r->spread, speed_up(rows, r), r->psnr, r->mib);
+        printf("  %5d  %5.1f  %s\n", r->rival, r->rival_psnr, r->steps);
+        while (*(options += line)) {
+            line = line_of(options);
+            printf("    %.*s\n", line, options);
+        }
     }
     printf("\n%d pictures in %d steps. Columns:\n"
            "cfg          guidance: both branches in one batch, or one after the other (seq)\n"
-           "full         steps in which every block ran\n"
+           "full         steps in which nothing was left out\n"
+           "work         multiply-adds run, of those of all steps in full\n"
            "time         median of %d runs, and half their range; speed: against `none`\n"
            "PSNR         in dB, against the pictures of `none`\n"
-           "fewer steps  the rival: plain sampling in as many steps as the blocks run pay for, rounded up\n"
-           "decisions    a letter a step: C computed, s skipped, - nothing to decide; EVERY_n stands for the mask seen there\n",
+           "fewer steps  the rival: plain sampling in as many steps as that work pays for, rounded up\n"
+           "each step    its work in tenths, # is all; EVERY_n stands for the mask seen there\n",
            rows[0].sampling.batch, rows[0].sampling.steps, repeat);
+    const sampling_cost *plain = &rows[0].cost;
+    double work = (double)full_work(&rows[0].sampling) / (2 * rows[0].sampling.batch);
+    printf("Without a cache %.0f%% of the time and %.0f%% of the work is attention, %.0f%% and %.0f%% MLPs.\n",
+           100 * plain->part_seconds[DIT_ATTENTION] / plain->seconds, 100 * DIT_BLOCKS * DIT_WORK_ATTENTION / work,
+           100 * plain->part_seconds[DIT_MLP] / plain->seconds, 100 * DIT_BLOCKS * DIT_WORK_MLP / work);
 }
 
-/* A row for each setting: ten pictures, and how far each is from the uncached one, GAIN times enlarged. */
+/* A row for some of the settings: ten pictures, and how far each is from the uncached one, GAIN times enlarged. */
 static bool write_sheet(const row *rows, int n, const char *path)
 {
-    int pictures = rows[0].sampling.batch < PICTURES ? rows[0].sampling.batch : PICTURES;
-    sheet s = sheet_new(n, 2 * pictures, true);
+    int pictures = rows[0].sampling.batch < PICTURES ? rows[0].sampling.batch : PICTURES, chosen = 0, line = 0;
+    for (int i = 0; i < n; i++)
+        chosen += rows[i].on_sheet;
+    sheet s = sheet_new(chosen, 2 * pictures, true);
     for (int i = 0; i < n; i++) {
         const row *r = &rows[i];
+        if (!r->on_sheet)
+            continue;
         char text[80], options[160];
         snprintf(options, sizeof options, "%s%s", r->options, r->sampling.sequential ? " (2 passes)" : "");
-        int line = sheet_text(&s, i, 0, options);
-        snprintf(text, sizeof text, "%d/%d  %.2fx  %.1f dB", r->full, r->sampling.steps, speed_up(rows, r),
-                 r->psnr);
-        sheet_text(&s, i, line, text);
+        snprintf(text, sizeof text, "%.0f%% work  %.2fx  %.1f dB", 100 * r->work, speed_up(rows, r), r->psnr);
+        sheet_text(&s, line, sheet_text(&s, line, 0, options), text);
         for (int k = 0; k < pictures; k++) {
             float difference[DIT_PIXELS];
             const float *image = r->images + k * DIT_PIXELS, *exact = rows[0].images + k * DIT_PIXELS;
             for (int p = 0; p < DIT_PIXELS; p++)
                 difference[p] = GAIN * fabsf(image[p] - exact[p]) - 1;
-            sheet_picture(&s, i, k, image);
-            sheet_picture(&s, i, pictures + k, difference);
+            sheet_picture(&s, line, k, image);
+            sheet_picture(&s, line, pictures + k, difference);
         }
+        line++;
     }
     return sheet_finish(&s, path);
 }
@@ -220,6 +292,7 @@ int compare(const sampling *base, const char *extra, int repeat, const char *pic
         r->options = i < FIXED ? SETTINGS[i].options : extra;
         r->sampling = *base;
         r->sampling.sequential = i < FIXED ? SETTINGS[i].sequential : base->sequential;
+        r->on_sheet = i >= FIXED || SETTINGS[i].on_sheet;
         r->images = allocate((size_t)pixels, sizeof(float));
         expand_mask(r->options, base->steps, options, sizeof options);
         r->cache = open_cache(&r->sampling, options);
@@ -231,11 +304,10 @@ int compare(const sampling *base, const char *extra, int repeat, const char *pic
     /* One run of each in turn, so that a change in the machine's pace meets all of them. */
     for (int k = 0; k < repeat && !code; k++)
         for (int i = 0; i < n; i++) {
-            sampling_cost cost;
-            progress(done++, n * (repeat + 1), rows[i].options);
-            sample(&rows[i].sampling, rows[i].cache, rows[i].images, &cost);
-            rows[i].seconds[k] = cost.seconds;
-            rows[i].blocks = cost.blocks;
+            row *r = &rows[i];
+            progress(done++, n * (repeat + 1), r->options);
+            sample(&r->sampling, r->cache, r->images, &r->cost);
+            r->seconds[k] = r->cost.seconds;
         }
     float *scratch = allocate((size_t)pixels, sizeof(float));
     for (int i = 0; i < n && !code; i++) {

@@ -140,26 +140,43 @@ static void attention(const float *qkv, float *out)
     }
 }
 
-void dit_block(const dit_model *model, int block, float *x, const float *condition, int n)
+/* The order of a block's modulation, as train.py has it. */
+static const float *shift(dit_part part, const float *modulation) { return modulation + part * 3 * W; }
+static const float *scale(dit_part part, const float *modulation) { return modulation + part * 3 * W + W; }
+static const float *gate(dit_part part, const float *modulation) { return modulation + part * 3 * W + 2 * W; }
+
+void dit_modulate(const dit_model *model, int block, const float *condition, int n, float *modulation)
 {
-    for (int s = 0; s < n; s++, x += T * W, condition += W) {
-        float modulation[6 * W], h[T * W], wide[T * 4 * W];
-        linear(&model->blocks[block].modulation, 1, condition, modulation);
-        const float *shift1 = modulation, *scale1 = shift1 + W, *gate1 = scale1 + W;
-        const float *shift2 = gate1 + W, *scale2 = shift2 + W, *gate2 = scale2 + W;
+    for (int s = 0; s < n; s++)
+        linear(&model->blocks[block].modulation, 1, condition + s * W, modulation + s * DIT_MODULATION);
+}
 
-        normalise(x, T, W, scale1, shift1, h);
-        linear(&model->blocks[block].qkv, T, h, wide);
-        attention(wide, h);
-        linear(&model->blocks[block].proj, T, h, wide);
-        add_gated(x, T, W, gate1, wide);
+void dit_attention(const dit_model *model, int block, const float *x, const float *modulation, int n, float *out)
+{
+    for (int s = 0; s < n; s++, x += T * W, modulation += DIT_MODULATION, out += T * W) {
+        float h[T * W], qkv[T * 3 * W];
+        normalise(x, T, W, scale(DIT_ATTENTION, modulation), shift(DIT_ATTENTION, modulation), h);
+        linear(&model->blocks[block].qkv, T, h, qkv);
+        attention(qkv, h);
+        linear(&model->blocks[block].proj, T, h, out);
+    }
+}
 
-        normalise(x, T, W, scale2, shift2, h);
+void dit_mlp(const dit_model *model, int block, const float *x, const float *modulation, int n, float *out)
+{
+    for (int s = 0; s < n; s++, x += T * W, modulation += DIT_MODULATION, out += T * W) {
+        float h[T * W], wide[T * 4 * W];
+        normalise(x, T, W, scale(DIT_MLP, modulation), shift(DIT_MLP, modulation), h);
         linear(&model->blocks[block].up, T, h, wide);
         gelu(wide, T * 4 * W);
-        linear(&model->blocks[block].down, T, wide, h);
-        add_gated(x, T, W, gate2, h);
+        linear(&model->blocks[block].down, T, wide, out);
     }
+}
+
+void dit_add(dit_part part, const float *modulation, int n, const float *out, float *x)
+{
+    for (int s = 0; s < n; s++, modulation += DIT_MODULATION, out += T * W, x += T * W)
+        add_gated(x, T, W, gate(part, modulation), out);
 }
 
 void dit_velocity(const dit_model *model, const float *x, const float *condition, int n, float *velocity)

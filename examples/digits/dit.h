@@ -1,8 +1,12 @@
-/* The model of train.py: a class-conditional diffusion transformer for 16x16 digits, in three stages.
+/* The model of train.py: a class-conditional diffusion transformer for 16x16 digits.
  *
- * Hidden states are [n][DIT_TOKENS][DIT_WIDTH], conditions [n][DIT_WIDTH], images and velocities [n][DIT_PIXELS].
- * The first and last stage are cheap: all that a block needs beyond these it computes itself, so a block that is
- * skipped costs nothing. */
+ *     dit_embed
+ *     for each block:  dit_modulate,  dit_attention, dit_add,  dit_mlp, dit_add
+ *     dit_velocity
+ *
+ * Hidden states and what the parts of a block put out are [n][DIT_TOKENS][DIT_WIDTH], conditions [n][DIT_WIDTH],
+ * modulations [n][DIT_MODULATION], images and velocities [n][DIT_PIXELS]. Attention and MLP are nearly all of the work,
+ * and whatever only one of them needs it computes itself: a part that is skipped costs nothing. */
 #ifndef DIT_H
 #define DIT_H
 
@@ -16,7 +20,20 @@ enum {
     DIT_WIDTH = 64,
     DIT_HEADS = 4,
     DIT_BLOCKS = 8,
-    DIT_NULL = 10 /* the label that stands for none; digits are 0..9 */
+    DIT_MODULATION = 6 * DIT_WIDTH, /* shift, scale and gate, for each of the two parts */
+    DIT_NULL = 10                   /* the label that stands for none; digits are 0..9 */
+};
+
+/* The two parts of a block. */
+typedef enum { DIT_ATTENTION, DIT_MLP, DIT_PARTS } dit_part;
+
+/* Work for one picture: multiply-adds in matrix products. */
+enum {
+    DIT_WORK_EMBED = DIT_PIXELS * DIT_WIDTH + 2 * DIT_WIDTH * DIT_WIDTH,
+    DIT_WORK_MODULATE = DIT_WIDTH * DIT_MODULATION,
+    DIT_WORK_ATTENTION = 4 * DIT_TOKENS * DIT_WIDTH * DIT_WIDTH + 2 * DIT_TOKENS * DIT_TOKENS * DIT_WIDTH,
+    DIT_WORK_MLP = 8 * DIT_TOKENS * DIT_WIDTH * DIT_WIDTH,
+    DIT_WORK_VELOCITY = 2 * DIT_WIDTH * DIT_WIDTH + DIT_PIXELS * DIT_WIDTH,
 };
 
 typedef struct {
@@ -43,8 +60,15 @@ void dit_free(dit_model *model);
 void dit_embed(const dit_model *model, const float *images, const float *t, const int *labels, int n, float *x,
                float *condition);
 
-/* One block, in place. */
-void dit_block(const dit_model *model, int block, float *x, const float *condition, int n);
+/* What the two parts of a block take from the condition. */
+void dit_modulate(const dit_model *model, int block, const float *condition, int n, float *modulation);
+
+/* The two parts of a block, up to the gate: hidden states -> out. */
+void dit_attention(const dit_model *model, int block, const float *x, const float *modulation, int n, float *out);
+void dit_mlp(const dit_model *model, int block, const float *x, const float *modulation, int n, float *out);
+
+/* Adds to the hidden states what a part put out, through its gate. */
+void dit_add(dit_part part, const float *modulation, int n, const float *out, float *x);
 
 /* Hidden states after the last block -> the predicted dx/dt. */
 void dit_velocity(const dit_model *model, const float *x, const float *condition, int n, float *velocity);

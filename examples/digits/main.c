@@ -94,7 +94,9 @@ static int check(const dit_model *model, const char *path)
     float *images = allocate(n * DIT_PIXELS + 1, sizeof(float)), *expected = allocate(n * DIT_PIXELS + 1, sizeof(float));
     float *velocity = allocate(n * DIT_PIXELS + 1, sizeof(float)), *t = allocate(n + 1, sizeof(float));
     float *label = allocate(n + 1, sizeof(float)), *condition = allocate(n * DIT_WIDTH + 1, sizeof(float));
+    float *modulation = allocate(n * DIT_MODULATION + 1, sizeof(float));
     float *x = allocate(n * DIT_TOKENS * DIT_WIDTH + 1, sizeof(float));
+    float *out = allocate(n * DIT_TOKENS * DIT_WIDTH + 1, sizeof(float));
     int *labels = allocate(n + 1, sizeof(int));
     bool ok = safetensors_read(&file, "x", images, n * DIT_PIXELS) && safetensors_read(&file, "t", t, n) &&
               safetensors_read(&file, "label", label, n) && safetensors_read(&file, "velocity", expected, n * DIT_PIXELS);
@@ -102,8 +104,13 @@ static int check(const dit_model *model, const char *path)
         for (size_t i = 0; i < n; i++)
             labels[i] = (int)label[i];
         dit_embed(model, images, t, labels, (int)n, x, condition);
-        for (int i = 0; i < DIT_BLOCKS; i++)
-            dit_block(model, i, x, condition, (int)n);
+        for (int i = 0; i < DIT_BLOCKS; i++) {
+            dit_modulate(model, i, condition, (int)n, modulation);
+            dit_attention(model, i, x, modulation, (int)n, out);
+            dit_add(DIT_ATTENTION, modulation, (int)n, out, x);
+            dit_mlp(model, i, x, modulation, (int)n, out);
+            dit_add(DIT_MLP, modulation, (int)n, out, x);
+        }
         dit_velocity(model, x, condition, (int)n, velocity);
         float largest = 0, error = 0;
         for (size_t i = 0; i < n * DIT_PIXELS; i++) {
@@ -116,27 +123,64 @@ static int check(const dit_model *model, const char *path)
         printf("%zu pictures: largest error %.2g of the largest output, %s the limit of %g\n", n, (double)error,
                ok ? "within" : "over", (double)limit);
     }
-    free(images), free(expected), free(velocity), free(t), free(label), free(condition), free(x), free(labels);
+    free(images), free(expected), free(velocity), free(t), free(label), free(condition), free(modulation);
+    free(x), free(out), free(labels);
     safetensors_close(&file);
     return ok ? 0 : 1;
 }
 
+/* What was decided about. */
+static const char *unit_name(uint32_t unit, char *text, size_t size)
+{
+    if (unit == DC_MODEL || unit == DC_UNCOND)
+        return unit == DC_MODEL ? "model" : "branch";
+    if (unit == DC_KIND(DC_KIND_SPATIAL) || unit == DC_KIND(DC_KIND_MLP))
+        return unit == DC_KIND(DC_KIND_MLP) ? "MLPs" : "attention";
+    snprintf(text, size, "block %u..", unit);
+    return text;
+}
+
 static void print_trace(dc_cache_t *cache)
 {
-    static const char *const reasons[] = {"-",         "warm-up",    "last step", "no history", "rule",   "max_consecutive",
-                                          "max_total", "max_error",  "not finite", "shape",     "memory", "capture",
-                                          "veto",      "the engine", "shared",    "error"};
-    static dc_trace_t records[2 * DC_MAX_STEPS];
+    static const char *const reasons[] = {
+        [DC_REASON_NONE] = "-",
+        [DC_REASON_WARMUP] = "warm-up",
+        [DC_REASON_LAST] = "last step",
+        [DC_REASON_NO_HISTORY] = "no history",
+        [DC_REASON_RULE] = "rule",
+        [DC_REASON_MAX_CONSECUTIVE] = "max_consecutive",
+        [DC_REASON_MAX_TOTAL] = "max_total",
+        [DC_REASON_MAX_ERROR] = "max_error",
+        [DC_REASON_NOT_FINITE] = "not finite",
+        [DC_REASON_SHAPE] = "shape",
+        [DC_REASON_MEMORY] = "memory",
+        [DC_REASON_CAPTURE] = "capture",
+        [DC_REASON_VETO] = "veto",
+        [DC_REASON_ENGINE] = "the engine",
+        [DC_REASON_SHARED] = "shared",
+        [DC_REASON_ERROR] = "error",
+        [DC_REASON_AGE] = "max_age",
+        [DC_REASON_INTERVAL] = "interval",
+        [DC_REASON_WINDOW] = "window",
+        [DC_REASON_UNLISTED] = "not listed",
+        [DC_REASON_GUIDANCE] = "guidance",
+        [DC_REASON_TIMESTEP] = "no timestep",
+    };
+    enum { CAPACITY = 8 * DC_MAX_STEPS }; /* a record for each branch and kind of layer, and one for guidance */
+    static dc_trace_t records[CAPACITY];
     size_t n = 0;
-    if (dc_cache_trace(cache, records, sizeof *records, sizeof records / sizeof *records, &n))
+    if (dc_cache_trace(cache, records, sizeof *records, CAPACITY, &n))
         return;
-    printf("step  branch  action   reason           change    accumulated  threshold\n");
-    for (size_t i = 0; i < n && i < sizeof records / sizeof *records; i++) {
+    printf("step  time   branch  unit       action   reason           change    accumulated  threshold\n");
+    for (size_t i = 0; i < n && i < CAPACITY; i++) {
         const dc_trace_t *r = &records[i];
-        printf("%4u  %-6s  %-7s  %-15s  %-8.4f  %-11.4f  %.4f\n", r->step, r->branch ? "uncond" : "cond",
-               r->action == DC_SKIP ? "skip" : "compute",
-               r->reason < sizeof reasons / sizeof *reasons ? reasons[r->reason] : "?", r->change, r->accumulated,
-               r->threshold);
+        char unit[24];
+        printf("%4u  %-5.3g  %-6s  %-9s  %-7s  %-15s", r->step, (double)r->timestep, r->branch ? "uncond" : "cond",
+               unit_name(r->unit, unit, sizeof unit), r->action == DC_SKIP ? "skip" : "compute",
+               r->reason < sizeof reasons / sizeof *reasons ? reasons[r->reason] : "?");
+        if (!isnan(r->threshold)) /* else nothing is measured */
+            printf("  %-8.4f  %-11.4f  %.4f", r->change, r->accumulated, r->threshold);
+        printf("\n");
     }
 }
 
@@ -159,9 +203,10 @@ static int draw(const arguments *a)
     }
     if (a->trace)
         print_trace(cache);
-    printf("%d pictures in %d steps: %.3f s, %.0f%% of it in %llu of %d blocks\n", s->batch, s->steps, median(seconds, a->repeat),
-           100 * cost.block_seconds / cost.seconds, (unsigned long long)cost.blocks,
-           DIT_BLOCKS * s->steps * (s->sequential ? 2 : 1));
+    printf("%d pictures in %d steps: %.3f s, %.0f%% of the work: %llu blocks with %llu attentions and %llu MLPs, and the "
+           "unconditional branch in %d steps\n",
+           s->batch, s->steps, median(seconds, a->repeat), 100 * work_share(s, &cost), (unsigned long long)cost.blocks,
+           (unsigned long long)cost.parts[DIT_ATTENTION], (unsigned long long)cost.parts[DIT_MLP], cost.unconds);
 
     sheet page = sheet_new((s->batch + COLUMNS - 1) / COLUMNS, COLUMNS, false);
     for (int i = 0; i < s->batch; i++)

@@ -15,11 +15,14 @@ typedef struct {
     const sampling *set;
     dc_cache_t *cache;
     sampling_cost *cost;
-    float *images;    /* [rows][DIT_PIXELS] what the model is given */
-    float *t;         /* [rows] */
-    int *labels;      /* [rows] */
-    float *x;         /* [rows][DIT_TOKENS][DIT_WIDTH] hidden states */
-    float *condition; /* [rows][DIT_WIDTH] */
+    uint64_t *work;    /* of the current step */
+    float *images;     /* [rows][DIT_PIXELS] what the model is given */
+    float *t;          /* [rows] */
+    int *labels;       /* [rows] */
+    float *condition;  /* [rows][DIT_WIDTH] */
+    float *modulation; /* [rows][DIT_MODULATION] of the current block */
+    float *x;          /* [rows][DIT_TOKENS][DIT_WIDTH] hidden states */
+    float *out;        /* [rows][DIT_TOKENS][DIT_WIDTH] of an attention or MLP */
     bool warned;
 } run_state;
 
@@ -66,10 +69,16 @@ static void gaussian(uint64_t seed, uint64_t picture, float *out, int n)
 
 /* ---- the cache ---- */
 
-/* Hidden states of `rows` pictures, as the cache sees them. */
+/* Hidden states of `rows` pictures, and what attentions and MLPs put out, as the cache sees them. */
 static dc_tensor_t hidden_states(float *x, int rows)
 {
     return (dc_tensor_t){.data = x, .dtype = DC_F32, .ndim = 3, .shape = {rows, DIT_TOKENS, DIT_WIDTH}};
+}
+
+/* Pictures and velocities. Guidance looks at the last two dimensions as height and width. */
+static dc_tensor_t pictures(float *pixels, int rows)
+{
+    return (dc_tensor_t){.data = pixels, .dtype = DC_F32, .ndim = 3, .shape = {rows, DIT_SIDE, DIT_SIDE}};
 }
 
 dc_cache_t *open_cache(const sampling *s, const char *text)
@@ -80,43 +89,109 @@ dc_cache_t *open_cache(const sampling *s, const char *text)
     if (dc_engine_init(&engine, sizeof engine) || dc_options_init(&options, sizeof options, NULL) ||
         dc_options_parse(&options, text))
         return NULL;
-    engine.hooks = DC_HOOK_EACH;
+    engine.hooks = DC_HOOK_EACH | DC_HOOK_LAYERS | DC_HOOK_MODEL | DC_HOOK_GUIDE; /* all that are called below */
     engine.n_blocks = DIT_BLOCKS;
+    engine.n_layers = DIT_BLOCKS * DIT_PARTS;
     engine.n_branches = BRANCHES;
+    engine.uncond_branch = UNCOND;
     engine.max_stacked = s->sequential ? 1 : BRANCHES;
     engine.n_threads = 1; /* as the engine itself */
     snprintf(engine.label, sizeof engine.label, "digits");
     return dc_cache_create(&engine, &options, &cache) == DC_OK ? cache : NULL;
 }
 
-/* An error of the cache never spoils a picture, it only costs time: say so once and go on. */
-static void warn(run_state *r, dc_status_t status)
+/* What one branch's tensors look like, so that all memory is taken here and none later. */
+static dc_status_t begin_run(run_state *r, const float *times)
 {
-    if (status != DC_OK && !r->warned)
-        fprintf(stderr, "the cache is idle: %s: %s\n", dc_status_name(status), dc_last_error());
-    r->warned = r->warned || status != DC_OK;
+    dc_tensor_t hidden = hidden_states(NULL, r->set->batch), picture = pictures(NULL, r->set->batch);
+    const uint32_t ANY = UINT32_MAX;
+    dc_shape_t shapes[] = {
+        {.hook = DC_HOOK_EACH, .branch = ANY, .tensors = &hidden, .n = 1},
+        {.hook = DC_HOOK_LAYERS, .branch = ANY, .tensors = &hidden, .n = 1, .kind = DC_KIND_SPATIAL, .count = DIT_BLOCKS},
+        {.hook = DC_HOOK_LAYERS, .branch = ANY, .tensors = &hidden, .n = 1, .kind = DC_KIND_MLP, .count = DIT_BLOCKS},
+        {.hook = DC_HOOK_MODEL, .branch = ANY, .tensors = &picture, .n = 1},
+        {.hook = DC_HOOK_GUIDE, .branch = ANY, .tensors = &picture, .n = 1},
+    };
+    dc_run_t run = DC_RUN_INIT;
+    run.n_steps = (uint32_t)r->set->steps;
+    run.timesteps = times;
+    run.timestep_max = 1;
+    run.shapes = shapes;
+    run.n_shapes = sizeof shapes / sizeof *shapes;
+    return dc_cache_begin_run(r->cache, &run);
+}
+
+/* An error of the cache never spoils a picture, it only costs time: say so once and go on. */
+static void warn(run_state *r, bool failed)
+{
+    if (failed && !r->warned)
+        fprintf(stderr, "the cache is idle: %s\n", dc_last_error());
+    r->warned = r->warned || failed;
 }
 
 /* ---- one evaluation of the model ---- */
 
-static void run_block(run_state *r, uint32_t i, int rows)
+uint64_t full_work(const sampling *s)
 {
-    double start = now();
-    dit_block(r->set->model, (int)i, r->x, r->condition, rows);
-    r->cost->block_seconds += now() - start;
-    r->cost->blocks++;
+    uint64_t block = DIT_WORK_MODULATE + DIT_WORK_ATTENTION + DIT_WORK_MLP;
+    return (DIT_WORK_EMBED + DIT_BLOCKS * block + DIT_WORK_VELOCITY) * BRANCHES * (uint64_t)s->batch;
 }
 
-static dc_status_t run_blocks(run_state *r, const dc_pass_t *pass, int rows)
+double work_share(const sampling *s, const sampling_cost *cost)
 {
-    dc_cache_t *cache = r->cache;
-    dc_tensor_t x = hidden_states(r->x, rows);
-    (void)dc_cache_begin_pass(cache, pass); /* what went wrong here, end_pass says too */
-    for (uint32_t i = 0; i < DIT_BLOCKS; i++)
-        if (dc_cache_before_block(cache, i, &x, NULL, 1) == DC_COMPUTE) {
-            run_block(r, i, rows);
-            dc_cache_after_block(cache, i, &x, 1);
+    uint64_t sum = 0;
+    for (int step = 0; step < s->steps; step++)
+        sum += cost->work[step];
+    return (double)sum / ((double)full_work(s) * s->steps);
+}
+
+/* Attention or MLP of a block: x -> out. */
+static void run_part(run_state *r, dit_part part, int block, int rows)
+{
+    double start = now();
+    (part == DIT_MLP ? dit_mlp : dit_attention)(r->set->model, block, r->x, r->modulation, rows, r->out);
+    r->cost->part_seconds[part] += now() - start;
+    r->cost->parts[part]++;
+    *r->work += (uint64_t)rows * (part == DIT_MLP ? DIT_WORK_MLP : DIT_WORK_ATTENTION);
+}
+
+/* The parts are offered one by one. On a skip `out` holds what the part would have put out. */
+static void run_block(run_state *r, uint32_t i, int rows)
+{
+    static const dc_kind_t KINDS[] = {[DIT_ATTENTION] = DC_KIND_SPATIAL, [DIT_MLP] = DC_KIND_MLP};
+    dc_tensor_t out = hidden_states(r->out, rows);
+    r->cost->blocks++;
+    *r->work += (uint64_t)rows * DIT_WORK_MODULATE;
+    dit_modulate(r->set->model, (int)i, r->condition, rows, r->modulation);
+    for (dit_part part = 0; part < DIT_PARTS; part++) {
+        uint32_t layer = i * DIT_PARTS + part;
+        if (dc_cache_before_layer(r->cache, layer, KINDS[part], &out, 1) == DC_COMPUTE) {
+            run_part(r, part, (int)i, rows);
+            dc_cache_after_layer(r->cache, layer, &out, 1);
         }
+        dit_add(part, r->modulation, rows, r->out, r->x);
+    }
+}
+
+/* Methods differ in what they leave out: the whole model, blocks, or parts of blocks. Each asks at its own hooks, and
+ * is answered DC_COMPUTE at the others. */
+static dc_status_t run_model(run_state *r, const dc_pass_t *pass, int rows, float *velocity)
+{
+    const dit_model *model = r->set->model;
+    dc_cache_t *cache = r->cache;
+    dc_tensor_t in = pictures(r->images, rows), x = hidden_states(r->x, rows), out = pictures(velocity, rows);
+    (void)dc_cache_begin_pass(cache, pass); /* what went wrong here, end_pass says too */
+    if (dc_cache_before_block(cache, DC_MODEL, &in, &out, 1) == DC_COMPUTE) {
+        dit_embed(model, r->images, r->t, r->labels, rows, r->x, r->condition);
+        for (uint32_t i = 0; i < DIT_BLOCKS; i++)
+            if (dc_cache_before_block(cache, i, &x, NULL, 1) == DC_COMPUTE) {
+                run_block(r, i, rows);
+                dc_cache_after_block(cache, i, &x, 1);
+            }
+        dit_velocity(model, r->x, r->condition, rows, velocity);
+        *r->work += (uint64_t)rows * (DIT_WORK_EMBED + DIT_WORK_VELOCITY);
+        dc_cache_after_block(cache, DC_MODEL, &out, 1);
+    }
     return dc_cache_end_pass(cache);
 }
 
@@ -131,30 +206,42 @@ static void evaluate(run_state *r, dc_pass_t pass, float t, const float *images,
         r->labels[row] = pass.branches[row / s->batch] == COND ? picture % 10 : DIT_NULL;
         r->t[row] = t;
     }
-    dit_embed(s->model, r->images, r->t, r->labels, rows, r->x, r->condition);
-    dc_status_t status = run_blocks(r, &pass, rows);
-    if (status == DC_ERR_DISCARD) { /* some blocks were left out, but their result was not restored */
+    dc_status_t status = run_model(r, &pass, rows, velocity);
+    if (status == DC_ERR_DISCARD) { /* something was left out, but its result was not restored */
         pass.flags |= DC_PASS_COMPUTE;
-        dit_embed(s->model, r->images, r->t, r->labels, rows, r->x, r->condition);
-        status = run_blocks(r, &pass, rows);
+        status = run_model(r, &pass, rows, velocity);
     }
-    warn(r, status);
-    dit_velocity(s->model, r->x, r->condition, rows, velocity);
+    warn(r, status != DC_OK);
 }
 
 /* ---- a sampling run ---- */
 
-static void begin_run(run_state *r, const float *times)
+/* Classifier-free guidance: velocity[BRANCHES][batch][DIT_PIXELS], uncond first, in one stacked pass or in a pass each.
+ * The cache may know the unconditional velocity without a pass. Stacked, that must be asked beforehand. */
+static void evaluate_branches(run_state *r, uint32_t step, float t, const float *images, float *velocity)
 {
-    dc_tensor_t rows = hidden_states(NULL, r->set->batch); /* of one branch */
-    dc_shape_t shape = {.hook = DC_HOOK_EACH, .branch = UINT32_MAX, .count = 1, .tensors = &rows, .n = 1};
-    dc_run_t run = DC_RUN_INIT;
-    run.n_steps = (uint32_t)r->set->steps;
-    run.timesteps = times;
-    run.timestep_max = 1;
-    run.n_shapes = 1; /* so all memory is taken here */
-    run.shapes = &shape;
-    warn(r, dc_cache_begin_run(r->cache, &run));
+    int batch = r->set->batch;
+    float *uncond = velocity, *cond = velocity + batch * DIT_PIXELS;
+    dc_tensor_t uncond_view = pictures(uncond, batch), cond_view = pictures(cond, batch);
+    dc_pass_t of_cond = DC_PASS_INIT, of_uncond = DC_PASS_INIT, of_both = DC_PASS_INIT;
+    of_cond.step = of_uncond.step = of_both.step = step;
+    of_both.n_branches = 2;
+    of_cond.branches[0] = of_both.branches[1] = COND;
+    of_uncond.branches[0] = of_both.branches[0] = UNCOND;
+
+    bool left_out = dc_cache_peek(r->cache, &of_uncond, DC_UNCOND) == DC_SKIP;
+    bool stacked = !r->set->sequential && !left_out;
+    if (stacked)
+        evaluate(r, of_both, t, images, velocity);
+    else
+        evaluate(r, of_cond, t, images, cond);
+    if (dc_cache_before_uncond(r->cache, &of_uncond, &cond_view, &uncond_view) == DC_SKIP)
+        return; /* `uncond` holds the estimate */
+    warn(r, left_out); /* the cache went back on its word, for something failed in it */
+    if (!stacked)
+        evaluate(r, of_uncond, t, images, uncond);
+    warn(r, dc_cache_after_uncond(r->cache, &of_uncond, &cond_view, &uncond_view) != DC_OK);
+    r->cost->unconds++;
 }
 
 void sample(const sampling *s, dc_cache_t *cache, float *images, sampling_cost *cost)
@@ -166,36 +253,29 @@ void sample(const sampling *s, dc_cache_t *cache, float *images, sampling_cost *
     r.images = allocate(rows * DIT_PIXELS, sizeof(float));
     r.t = allocate(rows, sizeof(float));
     r.labels = allocate(rows, sizeof(int));
-    r.x = allocate(rows * DIT_TOKENS * DIT_WIDTH, sizeof(float));
     r.condition = allocate(rows * DIT_WIDTH, sizeof(float));
-    float *uncond = allocate(rows * DIT_PIXELS, sizeof(float)), *cond = uncond + batch * DIT_PIXELS;
+    r.modulation = allocate(rows * DIT_MODULATION, sizeof(float));
+    r.x = allocate(rows * DIT_TOKENS * DIT_WIDTH, sizeof(float));
+    r.out = allocate(rows * DIT_TOKENS * DIT_WIDTH, sizeof(float));
+    float *velocity = allocate(rows * DIT_PIXELS, sizeof(float));
+    float *uncond = velocity, *cond = velocity + batch * DIT_PIXELS;
     float *times = allocate((size_t)s->steps + 1, sizeof(float));
     for (int step = 0; step <= s->steps; step++)
         times[step] = 1 - (float)step / (float)s->steps;
     for (size_t k = 0; k < batch; k++)
         gaussian(s->seed, k, images + k * DIT_PIXELS, DIT_PIXELS);
 
-    begin_run(&r, times);
+    warn(&r, begin_run(&r, times) != DC_OK);
     for (int step = 0; step < s->steps; step++) {
-        dc_pass_t pass = DC_PASS_INIT;
-        pass.step = (uint32_t)step;
-        if (s->sequential) {
-            pass.branches[0] = COND;
-            evaluate(&r, pass, times[step], images, cond);
-            pass.branches[0] = UNCOND;
-            evaluate(&r, pass, times[step], images, uncond);
-        } else {
-            pass.n_branches = 2;
-            pass.branches[0] = UNCOND;
-            pass.branches[1] = COND;
-            evaluate(&r, pass, times[step], images, uncond); /* and cond, which follows it */
-        }
+        r.work = &cost->work[step];
+        evaluate_branches(&r, (uint32_t)step, times[step], images, velocity);
         float dt = times[step + 1] - times[step];
         for (size_t i = 0; i < batch * DIT_PIXELS; i++)
             images[i] += dt * (uncond[i] + s->guidance * (cond[i] - uncond[i]));
     }
     (void)dc_cache_end_run(cache);
 
-    free(r.images), free(r.t), free(r.labels), free(r.x), free(r.condition), free(uncond), free(times);
+    free(r.images), free(r.t), free(r.labels), free(r.condition), free(r.modulation), free(r.x), free(r.out);
+    free(velocity), free(times);
     cost->seconds = now() - start;
 }

@@ -9,7 +9,7 @@
 
 typedef struct {
     const dit_model *model;
-    int steps;       /* Euler steps from t = 1 to t = 0 */
+    int steps;       /* Euler steps from t = 1 to t = 0, at most DC_MAX_STEPS */
     int batch;       /* pictures; picture k shows digit k % 10 */
     float guidance;  /* 1 = none */
     uint64_t seed;   /* picture k starts from the same noise in a batch of any size */
@@ -17,10 +17,17 @@ typedef struct {
 } sampling;
 
 typedef struct {
-    double seconds;       /* the whole run */
-    double block_seconds; /* of that, inside dit_block */
-    uint64_t blocks;      /* calls of dit_block */
+    double seconds;                 /* the whole run */
+    double part_seconds[DIT_PARTS]; /* of that, in attention and in MLPs */
+    uint64_t blocks;                /* blocks entered: each asks about both its parts */
+    uint64_t parts[DIT_PARTS];      /* attentions and MLPs that ran */
+    int unconds;                    /* steps that evaluated the unconditional branch */
+    uint64_t work[DC_MAX_STEPS];    /* multiply-adds of each step */
 } sampling_cost;
+
+/* Multiply-adds of a step in which nothing is left out, and what share of all steps' a run did. */
+uint64_t full_work(const sampling *s);
+double work_share(const sampling *s, const sampling_cost *cost);
 
 /* A cache for these samplings with the user's options, for example "fbcache,threshold=0.1".
  * Null if they are no good: dc_last_error() says why. */

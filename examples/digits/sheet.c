@@ -15,6 +15,7 @@ enum {
     CHARACTER = 6 * TEXT_SCALE,
     LINE = 8 * TEXT_SCALE,
     MARGIN = 6,
+    TALL = SHEET_LINES * LINE + 4, /* a row with text */
     BACKGROUND = 48,
     INK = 224
 };
@@ -59,8 +60,9 @@ static void box(sheet *s, int left, int top, int side, int grey)
 sheet sheet_new(int rows, int columns, bool with_text)
 {
     sheet s = {.text_width = MARGIN + (with_text ? SHEET_CHARACTERS * CHARACTER + MARGIN : 0)};
+    s.row_height = with_text && TALL > CELL ? TALL : CELL;
     s.width = s.text_width + columns * CELL;
-    s.height = MARGIN + rows * CELL;
+    s.height = MARGIN + rows * s.row_height;
     s.grey = allocate((size_t)s.width, (size_t)s.height);
     memset(s.grey, BACKGROUND, (size_t)s.width * (size_t)s.height);
     return s;
@@ -86,7 +88,7 @@ int sheet_text(sheet *s, int row, int line, const char *text)
         if (n == 1)
             n = SHEET_CHARACTERS;
         for (int i = 0; i < n; i++)
-            draw(s, MARGIN + i * CHARACTER, MARGIN + row * CELL + line * LINE, text[i]);
+            draw(s, MARGIN + i * CHARACTER, MARGIN + row * s->row_height + line * LINE, text[i]);
         text += n;
     }
     return line;
@@ -97,7 +99,7 @@ void sheet_picture(sheet *s, int row, int column, const float *pixels)
     for (int i = 0; i < DIT_PIXELS; i++) {
         float v = pixels[i] > 1 ? 1 : pixels[i] > -1 ? pixels[i] : -1; /* NaN: black */
         box(s, s->text_width + column * CELL + i % DIT_SIDE * PICTURE_SCALE,
-            MARGIN + row * CELL + i / DIT_SIDE * PICTURE_SCALE, PICTURE_SCALE, (int)((v + 1) * 127.5f + 0.5f));
+            MARGIN + row * s->row_height + i / DIT_SIDE * PICTURE_SCALE, PICTURE_SCALE, (int)((v + 1) * 127.5f + 0.5f));
     }
 }
 

@@ -4,11 +4,11 @@
 
 #include <stdbool.h>
 
-enum { SHEET_LINES = 3, SHEET_CHARACTERS = 40 }; /* of a row's text; what is longer goes on in the next line, or is cut */
+enum { SHEET_LINES = 4, SHEET_CHARACTERS = 40 }; /* of a row's text; what is longer goes on in the next line, or is cut */
 
 typedef struct {
     unsigned char *grey;
-    int width, height, text_width;
+    int width, height, text_width, row_height;
 } sheet;
 
 sheet sheet_new(int rows, int columns, bool with_text);
