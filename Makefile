@@ -58,7 +58,7 @@ demo: tools-demo prefix ## sample a small diffusion model with every method: a t
 	cmake --log-level=WARNING -S examples -B $(TARGET)/demo -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH=$(TARGET)/prefix >/dev/null
 	cmake --build $(TARGET)/demo --target digits
 	$(TARGET)/demo/digits/digits --compare --out $(TARGET)/demo/contact-sheet.png
-	@echo "The samples, a row for each setting: $(TARGET:$(CURDIR)/%=%)/demo/contact-sheet.png"
+	@echo "The samples of some settings, and their differences: $(TARGET:$(CURDIR)/%=%)/demo/contact-sheet.png"
 
 # ---- tests --------------------------------------------------------------------------------------------------------
 
