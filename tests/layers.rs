@@ -708,6 +708,44 @@ fn branches_of_layers_never_mix() {
     }
 }
 
+/// A branch that is left out of some passes keeps what it has, with its true step numbers.
+#[test]
+fn an_absent_branch_only_ages() {
+    let text = "taylorseer,warmup_steps=3,every=9";
+    for (age, expected) in [("none", 's'), ("2", 'C')] {
+        let setup = Setup::new(1, &format!("{text},max_age={age}")).branches(2, 2);
+        let cache =
+            setup.with(|engine| (engine.hooks, engine.n_layers) = (DC_HOOK_LAYERS, 1)).create();
+        ok(cache.begin_run(12));
+        let value = |branch: u32, step: u32| (1.0 + branch as f32) * (10.0 + step as f32);
+        let pass = |step: u32, members: &[u32]| {
+            let out = [Tensor::new(F32, &[members.len(), 3])];
+            ok(cache.begin_pass(&pass_of(step, members)));
+            let action = cache.before_layer(0, DC_KIND_CROSS, &out);
+            for (row, branch) in members.iter().enumerate() {
+                let row = out[0].part(0, row, 1);
+                match action {
+                    DC_COMPUTE => row.fill(value(*branch, step)),
+                    // A line is followed over any gap.
+                    _ => assert_close(&row.values(), &[value(*branch, step); 3], F32),
+                }
+            }
+            if action == DC_COMPUTE {
+                cache.after_layer(0, &out);
+            }
+            ok(cache.end_pass());
+            letter(action)
+        };
+        let full: String = (0..3).map(|step| pass(step, &[1, 0])).collect();
+        assert_eq!(full, "CCC");
+        assert_eq!(pass(3, &[0]), 's');
+        assert_eq!(pass(4, &[0]), 's');
+        // Branch 1 was last seen four steps ago, at step 2.
+        assert_eq!(pass(6, &[1, 0]), expected, "max_age={age}");
+        assert_eq!(pass(7, &[1]), 's');
+    }
+}
+
 // ---- scopes ----
 
 #[test]
