@@ -883,12 +883,15 @@ fn a_cancelled_or_discarded_pass_leaves_no_prediction_behind() {
         let warm: String = (0..3).map(|step| pass(step, true)).collect();
         let first = if text.starts_with("mask") { "CCC" } else { "Css" };
         assert_eq!(warm, first);
-        // Skipped, and never ended: the next pass has nothing left to go on from, and computes.
+        // Skipped, and never ended: the pass that comes instead says so.
         assert_eq!(pass(3, false), 's');
         let out = [Tensor::of(F32, &[4.0; 3])];
         assert_eq!(cache.begin_pass(&pass_of(5, &[0])), DC_ERR_STATE);
         assert_eq!(cache.before_layer(3, DC_KIND_SPATIAL, &out), DC_COMPUTE);
         assert_eq!(cache.end_pass(), DC_ERR_STATE);
+        // Step 7 would be skipped by its number, but nothing is left to go on from.
+        assert_eq!(pass(7, true), 'C', "{text}");
+        assert_eq!(cache.trace().reasons().pop(), Some('H'), "{text}");
     }
 }
 
