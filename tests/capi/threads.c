@@ -12,13 +12,15 @@ enum { BLOCKS = 6, THREADS = 8 };
  * skipped and whoever computed what is reused. */
 static const float STEP_UP = 0.25f;
 
-typedef struct worker_t {
+typedef struct worker_t worker_t;
+struct worker_t {
     dc_cache_t *cache;
+    dc_status_t (*pass)(worker_t *worker, uint32_t step);
     float       base;        /* this thread's input; a residual mixed from two threads shows */
     long        passes;      /* to run */
     long        right, disowned, skipped, refused;
     pthread_t   thread;
-} worker_t;
+};
 
 static void start(worker_t *worker, void *(*work)(void *))
 {
@@ -79,7 +81,7 @@ static void *hammer(void *argument)
             dc_status_t status = dc_cache_begin_run(worker->cache, &run); /* also in the other thread's pass */
             CHECK(status == DC_OK || status == DC_ERR_BUSY);
         }
-        (void)run_pass(worker, (uint32_t)(k % 50));
+        (void)worker->pass(worker, (uint32_t)(k % 50));
     }
     return NULL;
 }
@@ -91,6 +93,7 @@ static void two_threads_on_one_handle_are_never_silently_wrong(void)
     memset(workers, 0, sizeof workers);
     for (int t = 0; t < 2; t++) {
         workers[t].cache = cache;
+        workers[t].pass = run_pass;
         workers[t].base = t == 0 ? 1.0f : 1024.0f;
         workers[t].passes = often(100000);
     }
@@ -335,20 +338,6 @@ static dc_status_t run_layers(worker_t *worker, uint32_t step)
     return status;
 }
 
-static void *hammer_layers(void *argument)
-{
-    worker_t *worker = argument;
-    for (long k = 0; k < worker->passes; k++) {
-        if (k % 50 == 0) {
-            dc_run_t run = DC_RUN_INIT;
-            dc_status_t status = dc_cache_begin_run(worker->cache, &run); /* also in the other thread's pass */
-            CHECK(status == DC_OK || status == DC_ERR_BUSY);
-        }
-        (void)run_layers(worker, (uint32_t)(k % 50));
-    }
-    return NULL;
-}
-
 static void two_threads_on_one_handle_never_see_a_wrong_layer(void)
 {
     worker_t workers[2];
@@ -357,9 +346,10 @@ static void two_threads_on_one_handle_never_see_a_wrong_layer(void)
     memset(workers, 0, sizeof workers);
     for (int t = 0; t < 2; t++) {
         workers[t].cache = cache;
+        workers[t].pass = run_layers;
         workers[t].passes = often(30000);
     }
-    for (int t = 0; t < 2; t++) start(&workers[t], hammer_layers);
+    for (int t = 0; t < 2; t++) start(&workers[t], hammer);
     for (int t = 0; t < 2; t++) finish(&workers[t]);
     for (int t = 0; t < 2; t++) CHECK(workers[t].right == often(30000));
 

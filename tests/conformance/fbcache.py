@@ -606,10 +606,11 @@ def verify(folder):
     print(f"{len(files)} files, {size / 1e6:.2f} MB: decisions, metrics and outputs follow the rules")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def run(what, folder, generate, verify):
+    """The command line of a recorder."""
+    parser = argparse.ArgumentParser(description=what.split("\n")[0])
     here = Path(__file__).resolve().parent
-    parser.add_argument("--out", type=Path, default=here / "fbcache", help="folder of the recordings")
+    parser.add_argument("--out", type=Path, default=here / folder, help="folder of the recordings")
     parser.add_argument("--verify", action="store_true", help="check the recordings there, write nothing")
     args = parser.parse_args()
     if args.verify:
@@ -619,4 +620,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, "fbcache", generate, verify)

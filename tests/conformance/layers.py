@@ -17,18 +17,16 @@ some that overflow the factors' dtype.
 README.md lists the tensors and the metadata of a file.
 """
 
-import argparse
 import dataclasses
 import math
 import os
 import warnings
 from dataclasses import dataclass, field
-from pathlib import Path
 
 # Intel's library for matrix products takes the same path on every x86-64.
 os.environ["MKL_CBWR"] = "COMPATIBLE"
 
-from fbcache import DTYPES, normal, overhear, rounded, versions, widen, write_safetensors  # sets torch's kernels
+from fbcache import DTYPES, normal, overhear, rounded, run, versions, widen, write_safetensors  # sets torch's kernels
 
 import numpy as np
 import torch
@@ -929,17 +927,5 @@ def verify(folder):
     print(f"{len(files)} files, {size / 1e6:.2f} MB: decisions and outputs follow the rules")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    here = Path(__file__).resolve().parent
-    parser.add_argument("--out", type=Path, default=here / "layers", help="folder of the recordings")
-    parser.add_argument("--verify", action="store_true", help="check the recordings there, write nothing")
-    args = parser.parse_args()
-    if args.verify:
-        verify(args.out)
-    else:
-        generate(args.out)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, "layers", generate, verify)
