@@ -392,8 +392,9 @@ typedef struct dc_engine_t {
     // rank exactly once per pass that could be skipped by facts all ranks share (limits, schedule,
     // flags), and for layers once per kind, at the first layer of the pass; also by a rank on which
     // something failed: it votes against. Only a pass that dc_cache_begin_pass refuses for its
-    // arguments does not vote, nor does guidance: its schedule is the same on all ranks, and with
-    // shapes given to dc_cache_begin_run nothing in it can fail on one of them. 0 = success.
+    // arguments does not vote, nor does guidance, whose schedule is the same on all ranks: let them
+    // agree that dc_cache_begin_run, given the shapes, succeeded on each, for nothing in guidance can
+    // fail after it. 0 = success.
     int32_t (*reduce)(void *user, double *sums, size_t n, void *stream);
     void *reduce_user;
     // Begins every log line of this cache.
@@ -443,7 +444,8 @@ typedef struct dc_options_t {
     uint32_t lagged;
     // 1 = the first branch evaluated in a step decides for all; the others are not measured.
     uint32_t share;
-    // Bit k: tensor k is restored on a skip. Default all; as text "all" or "0:1".
+    // Bit k: tensor k is restored on a skip; others pass through. Default all, which on_residual 0
+    // needs; as text "all" or "0:1".
     uint32_t fill;
     // dc_dtype_t the kept values are stored in; 0 ("tensor", default) = each tensor's own.
     dc_dtype_t history_dtype;
@@ -465,7 +467,7 @@ typedef struct dc_options_t {
     uint32_t last_steps;
     // Skips in a row. Auto: 4.
     uint32_t max_consecutive;
-    // Skips in a run. Auto: no limit.
+    // Skips in a run: of a branch, for each kind of layer and for guidance apart. Auto: no limit.
     uint32_t max_total;
     // Above 0. Typical: 0.05 to 0.2. The summary at the end of a run shows what was measured.
     double threshold;
@@ -473,7 +475,8 @@ typedef struct dc_options_t {
     double max_error;
     // Bound on all changes of the run, added up. Auto: no limit.
     double max_run_error;
-    // Bound on the sum of the estimator's |weights|; above it a lower order is used. Auto: 4.
+    // Bound on the sum of the |weights| of "taylor" and "newton"; above it a lower order is used.
+    // Auto: 4.
     double max_gain;
     // Compute every n-th step; 0 ("none") = no interval, 1 = every step. For layers this is what a
     // kind has that has no interval of its own.
@@ -481,8 +484,8 @@ typedef struct dc_options_t {
     // 1 = layers are skipped only in steps in which guidance leaves the unconditional branch out.
     // Nothing is then kept of that branch. Without effect if guidance is off.
     uint32_t cond_only;
-    // Low and high: skip only while low < timestep / timestep_max < high, so 1 is pure noise; as text
-    // "0.1:0.8". Both 0 ("none") = always. For layers this is what a kind has that has none itself.
+    // Low and high: skip only while low < timestep / timestep_max < high, so 1 is pure noise (and what
+    // others write as 100 to 800 is "0.1:0.8"). Both 0 ("none") = always. For layers this is what a kind has that has none itself.
     double window[2];
     // "spatial.every", "temporal.every", "cross.every", "mlp.every": of a kind. 0 ("auto") = every.
     uint32_t kind_every[DC_MAX_KINDS];
@@ -573,7 +576,9 @@ typedef struct dc_shape_t {
     dc_kind_t kind;
     // One branch, or UINT32_MAX for each that has no row of its own.
     uint32_t branch;
-    // Layers of this kind and shape, together at most n_layers. Else 0 or 1.
+    // Layers of this kind and shape, together at most n_layers, in the order in which the engine
+    // asks if only the first of them are kept (kind_layers). With scope=block, blocks of this shape,
+    // or 0 in one row for all. Else 0 or 1.
     uint32_t count;
     // One branch's rows: of a block what goes in, or with on_residual 0 what comes out; of layers and
     // the model what comes out.
@@ -804,7 +809,8 @@ DC_API dc_status_t dc_cache_begin_pass(dc_cache_t *cache, const dc_pass_t *pass)
 // `out` may be the same or apart, but not overlap in part; shapes of the two must agree if
 // on_residual. DC_MODEL as block: `in` the latents, `out` the prediction.
 //
-// With scope=block each block is a span of its own.
+// With scope=block each block is a span of its own; its tensors must not change their number or shape
+// between steps, but blocks may differ.
 //
 // Cost, in reads + writes of a stream. A skip: one read for each kept value with a weight, one for
 // the input of a residual, one write; so hold 2 + 1, or 1 + 1 on outputs, and order n as much as n
@@ -901,11 +907,11 @@ DC_API dc_status_t dc_cache_after_uncond(dc_cache_t *cache, const dc_pass_t *pas
 DC_API dc_action_t dc_cache_decide(dc_cache_t *cache, dc_action_t wish);
 
 // What `unit` (a block, DC_LAYER(layer), DC_UNCOND or DC_MODEL) of a coming pass will be answered;
-// null = of the open one.
-// DC_COMPUTE and DC_SKIP are promises if every step up to that pass is evaluated, with branches
-// stacked as in it (and the unconditional one left out where guidance says so), and nothing fails or
-// is overruled on the way (another rank's veto included); DC_UNDECIDED: not certain yet. Never
-// waits for the open pass. Compare with `==`: DC_UNDECIDED is not zero.
+// null = of the open one. DC_COMPUTE and DC_SKIP are promises if every step up to that pass is
+// evaluated, without a gap, with branches stacked as in it (and the unconditional one left out where
+// guidance says so), and nothing fails or is overruled on the way (another rank's veto included);
+// DC_UNDECIDED: not certain yet. Never waits for the open pass. Compare with `==`: DC_UNDECIDED is
+// not zero.
 DC_API DC_NODISCARD dc_action_t dc_cache_peek(dc_cache_t *cache,
         const dc_pass_t *pass, uint32_t unit);
 

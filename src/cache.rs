@@ -132,8 +132,9 @@ struct OpenRun {
 }
 
 struct OpenPass {
-    step: u32,
-    timestep: Option<f32>,
+    /// As the rules see it, and as the engine flagged it.
+    about: Pass,
+    flags: u32,
     stream: *mut c_void,
     members: Vec<usize>,
     /// Step of the run that each branch evaluated before.
@@ -163,6 +164,13 @@ impl OpenRun {
             timestep_max: self.timestep_max,
             cond_only: None,
         }
+    }
+}
+
+impl OpenRun {
+    fn pass_of(&self, info: &PassInfo) -> Pass {
+        let timestep = (info.flags & flag::TIMESTEP != 0).then_some(info.timestep);
+        self.pass(info.step, info.flags, timestep)
     }
 }
 
@@ -335,13 +343,8 @@ impl<O: Ops> Cache<O> {
         let observed = self.observed().clone();
         let Stats { passes, passes_skipped, passes_skippable, threshold, .. } = observed.stats;
         let label = &self.engine.label;
-        let Stats { uncond_computed, uncond_skipped, .. } = observed.stats;
-        if uncond_computed + uncond_skipped > 0 {
-            log::log(Level::Info, label, || {
-                format!(
-                    "unconditional branch: {uncond_skipped} skipped, {uncond_computed} computed"
-                )
-            });
+        if passes > 0 && self.guidance.is_some() {
+            self.summarise_guidance(&observed.stats);
         }
         if passes == 0 || self.groups.is_empty() {
             return;
@@ -378,6 +381,23 @@ impl<O: Ops> Cache<O> {
         }
     }
 
+    fn summarise_guidance(&self, stats: &Stats) {
+        let Stats { uncond_computed: computed, uncond_skipped: skipped, .. } = *stats;
+        let label = &self.engine.label;
+        log::log(Level::Info, label, || {
+            format!("unconditional branch: {} steps, {skipped} skipped", computed + skipped)
+        });
+        if skipped == 0 {
+            let hint = match computed {
+                0 => "before_uncond was never called",
+                _ => "the rules never allowed it, or nothing was kept",
+            };
+            log::log(Level::Warn, label, || {
+                format!("the unconditional branch was never skipped: {hint}")
+            });
+        }
+    }
+
     /// Gives all kept memory back; the branches start again.
     pub fn trim(&mut self, stream: *mut c_void) -> Result<()> {
         if self.pass.is_some() {
@@ -403,8 +423,8 @@ impl<O: Ops> Cache<O> {
         let nested = self.pass.is_some();
         self.cancel_pass();
         let mut pass = OpenPass {
-            step: 0,
-            timestep: None,
+            about: Pass::START,
+            flags: 0,
             stream: std::ptr::null_mut(),
             members: Vec::new(),
             before: [None; MAX_BRANCHES],
@@ -414,7 +434,7 @@ impl<O: Ops> Cache<O> {
         };
         let begun = info.and_then(|info| {
             pass.stream = info.stream;
-            pass.step = info.step;
+            (pass.about.step, pass.flags) = (info.step, info.flags);
             let checked = self.check_pass(&info, "begin_pass");
             if checked.is_err() && info.flags & flag::FORGET != 0 {
                 // The weights have changed all the same.
@@ -481,8 +501,13 @@ impl<O: Ops> Cache<O> {
         if info.flags & flag::FORGET != 0 {
             self.guidance.iter_mut().for_each(Guidance::forget);
         }
-        let about = about(run, self.guidance.as_ref(), &self.engine, &info);
-        (pass.timestep, pass.before) = (about.timestep, run.last);
+        let about = run.pass_of(&info);
+        let cond_only = match info.branches.contains(&self.engine.uncond) {
+            true => Some(false),
+            false => self.guidance.as_ref().and_then(|guidance| guidance.leaves_out(&about)),
+        };
+        let about = Pass { cond_only, ..about };
+        (pass.about, pass.before) = (about, run.last);
         let repeated = info.branches.iter().find(|b| run.last[**b] >= Some(info.step));
         let order = match repeated {
             Some(branch) => Err(Error::State(format!(
@@ -570,12 +595,12 @@ impl<O: Ops> Cache<O> {
             for member in &pass.members {
                 let policy = group.policy();
                 records.push(Record {
-                    step: pass.step,
+                    step: pass.about.step,
                     branch: *member as u32,
                     unit: unit_of(policy.scope),
                     action: decision.action,
                     reason: decision.reason,
-                    timestep: pass.timestep.unwrap_or(f32::NAN),
+                    timestep: pass.about.timestep.unwrap_or(f32::NAN),
                     change: decision.metric.unwrap_or(f64::NAN),
                     accumulated: group
                         .accumulated(*member)
@@ -685,7 +710,7 @@ impl<O: Ops> Cache<O> {
             self.groups.iter_mut().for_each(|group| group.veto(reason));
             let label = &self.engine.label;
             if pass.error.is_none() {
-                log::log(Level::Debug, label, || format!("step {}: {error}", pass.step));
+                log::log(Level::Debug, label, || format!("step {}: {error}", pass.about.step));
             }
             pass.note(error.clone());
         }
@@ -762,26 +787,6 @@ fn is_forced(reason: Reason) -> bool {
 
 fn is_skip(action: Action) -> bool {
     action == Action::Skip
-}
-
-/// A pass as the rules see it.
-fn about<O: Ops>(
-    run: &OpenRun,
-    guidance: Option<&Guidance<O>>,
-    engine: &Engine,
-    info: &PassInfo,
-) -> Pass {
-    let timestep = (info.flags & flag::TIMESTEP != 0).then_some(info.timestep);
-    let pass = run.pass(info.step, info.flags, timestep);
-    let left_out = |guidance: &Guidance<O>| {
-        let at = |step| if step == info.step { pass } else { run.pass(step, 0, None) };
-        guidance.forecast(run.first_step).at(info.step, at).map(is_skip)
-    };
-    let cond_only = match info.branches.contains(&engine.uncond) {
-        true => Some(false),
-        false => guidance.and_then(left_out),
-    };
-    Pass { cond_only, ..pass }
 }
 
 /// The layer a unit names.

@@ -32,6 +32,8 @@ pub struct Group<O: Ops> {
     sites: Vec<Site<O>>,
     /// Sites that were ever reached.
     n_sites: u32,
+    /// Sites whose value is being computed.
+    n_open: usize,
     gauge: Option<Gauge<O>>,
     pool: Pool<O>,
     /// Step whose first pass decided for the branches that follow in it.
@@ -43,8 +45,8 @@ pub struct Group<O: Ops> {
 struct Leader {
     step: u32,
     action: Action,
-    /// Step of its newest value: what it skipped by was measured against that pass.
-    newest: Option<f64>,
+    /// Position of the pass that its change was measured from.
+    reference: Option<f64>,
 }
 
 /// A place whose value is kept; without histories until it is first reached.
@@ -152,6 +154,7 @@ impl<O: Ops> Group<O> {
             branches,
             sites: Vec::new(),
             n_sites: 0,
+            n_open: 0,
             gauge,
             pool: Pool::default(),
             leader: None,
@@ -278,56 +281,60 @@ impl<O: Ops> Group<O> {
         if let Some(reason) = failed {
             (decision.action, decision.reason) = (Action::Compute, reason);
         }
-        self.close(&turn.members, discarded);
+        self.close(&turn, discarded);
         let Decision { action, metric, .. } = decision;
         let step = turn.pass.step;
-        for member in turn.members.iter().filter(|_| !discarded) {
+        // Of kinds of layers that a model is without, nothing was decided.
+        let took_place = turn.reached || self.policy.scope.is_single();
+        for member in turn.members.iter().filter(|_| !discarded && took_place) {
             let branch = &mut self.branches[*member];
             branch.evaluated = Some(step);
             branch.rules.iter_mut().for_each(|rule| rule.record(&turn.pass, action, metric));
         }
         if self.led(step).is_none() && !discarded {
-            let newest = self.newest(turn.members[0]);
-            self.leader = Some(Leader { step, action, newest });
+            let reference = self.branches[turn.members[0]].reference;
+            self.leader = Some(Leader { step, action, reference });
         }
+        self.tidy_pool();
         (Some(decision), settled)
     }
 
-    /// Ends the pass without a word to the rules; a value that it computed is forgotten.
+    /// Ends the pass without a word to the rules.
     pub fn cancel(&mut self) {
-        let Some(turn) = self.turn.take() else { return };
-        self.close(&turn.members, true);
-        let step = Some(f64::from(turn.pass.position()));
-        for member in turn.members {
-            if self.newest(member) == step {
-                self.forget(member);
-            }
+        if let Some(turn) = self.turn.take() {
+            self.close(&turn, true);
         }
     }
 
     /// Every site is done with. A value that was begun and not finished is dropped, and with it what
-    /// it was to replace; where the pass is `void`, so are values that its skips have changed.
-    fn close(&mut self, members: &[usize], void: bool) {
+    /// it was to replace. Where the pass is `void`, so is what it computed, and what its skips have
+    /// changed.
+    fn close(&mut self, turn: &Turn<O>, void: bool) {
         self.land();
         let changed = void && History::<O>::is_changed_by_skips(&*self.policy.estimator);
+        let now = Some(f64::from(turn.pass.position()));
         let mut lost = Vec::new();
         for (number, site) in self.sites.iter_mut().enumerate() {
-            match std::mem::replace(&mut site.state, State::NotReached) {
+            let filled = match std::mem::replace(&mut site.state, State::NotReached) {
                 State::Open(staged) => {
                     staged.into_iter().flatten().for_each(|buffer| self.pool.give(buffer));
+                    false
                 }
-                State::Filled if changed => {
-                    members.iter().for_each(|member| site.histories[*member].clear());
+                state => matches!(state, State::Filled),
+            };
+            for member in &turn.members {
+                let Some(history) = site.histories.get_mut(*member) else { continue };
+                if history.is_open() || (void && history.newest() == now) {
+                    lost.push((number, *member));
+                } else if changed && filled {
+                    history.clear();
                 }
-                _ => {}
             }
-            let open =
-                members.iter().filter(|m| site.histories.get(**m).is_some_and(History::is_open));
-            lost.extend(open.map(|member| (number, *member)));
         }
         for (number, member) in lost {
-            self.forget_at(number, member);
+            self.lose(number, member);
         }
+        self.n_open = 0;
     }
 
     fn land(&mut self) {

@@ -53,7 +53,7 @@ impl Boost {
 impl Policy {
     /// The two bands are always scaled alike, so that they need not be told apart.
     fn is_flat(&self) -> bool {
-        self.low == self.high
+        self.low == self.high || (self.low.factor == 1.0 && self.high.factor == 1.0)
     }
 
     pub fn needs_timestep(&self) -> bool {
@@ -90,8 +90,6 @@ struct Difference<O: Ops> {
     plane: (usize, usize),
     /// `d`, and room for `LP(d)`.
     tensors: Vec<O::Buffer>,
-    /// Position of that step; `None` if nothing is held.
-    step: Option<u32>,
     low_pass_is_current: bool,
     /// Powers of the factors, over the steps skipped since.
     low: u32,
@@ -100,17 +98,57 @@ struct Difference<O: Ops> {
 
 pub struct Guidance<O: Ops> {
     policy: Policy,
-    rules: Vec<Box<dyn Rule>>,
+    clock: Clock,
     difference: Option<Difference<O>>,
     pool: Pool<O>,
+}
+
+/// What decides: the rules as they stand, and how old the difference is.
+#[derive(Clone)]
+struct Clock {
+    rules: Vec<Box<dyn Rule>>,
+    /// Position of the newest computed step, if its difference is held.
+    newest: Option<u32>,
+    max_age: Option<u32>,
     /// The step answered last, and how.
     answered: Option<(u32, Action)>,
 }
 
+impl Clock {
+    /// `None` while the engine has to tell more.
+    fn decide(&self, pass: &Pass) -> Option<(Action, Reason)> {
+        let old = |step| self.max_age.is_some_and(|max| pass.position() - step > max);
+        Some(match rule::decide(&self.rules, pass, None) {
+            Verdict::Unknown(_) => return None,
+            Verdict::Compute(reason) => (Action::Compute, reason),
+            Verdict::Measure => (Action::Compute, Reason::NoHistory),
+            Verdict::Skip => match self.newest {
+                None => (Action::Compute, Reason::NoHistory),
+                Some(step) if old(step) => (Action::Compute, Reason::Age),
+                Some(_) => (Action::Skip, Reason::Rule),
+            },
+        })
+    }
+
+    fn record(&mut self, pass: &Pass, action: Action) {
+        self.rules.iter_mut().for_each(|rule| rule.record(pass, action, None));
+        self.answered = Some((pass.step, action));
+    }
+
+    /// The answer that was given for a step, or that would be given now.
+    fn answer(&self, pass: &Pass) -> Option<Action> {
+        match self.answered {
+            Some((step, action)) if step == pass.step => Some(action),
+            _ => self.decide(pass).map(|(action, _)| action),
+        }
+    }
+}
+
 impl<O: Ops> Guidance<O> {
     pub fn new(policy: Policy) -> Self {
-        let rules = policy.rules.clone();
-        Self { policy, rules, difference: None, pool: Pool::default(), answered: None }
+        let (rules, max_age) = (policy.rules.clone(), policy.max_age);
+        let clock = Clock { rules, newest: None, max_age, answered: None };
+        Self { policy, clock, difference: None, pool: Pool::default() }
     }
 
     pub fn policy(&self) -> &Policy {
@@ -121,12 +159,14 @@ impl<O: Ops> Guidance<O> {
 
     /// Takes all memory that will ever be needed, which is [`Policy::plan`]ned.
     pub fn reserve(&mut self, ops: &mut O, planned: &[(Shape, usize)]) -> Result<()> {
+        self.forget();
         let held = self.difference.take().map_or(Vec::new(), |difference| difference.tensors);
         held.into_iter().for_each(|buffer| self.pool.give(buffer));
         self.pool.reserve(ops, planned)
     }
 
     pub fn free(&mut self) {
+        self.forget();
         self.difference = None;
         self.pool.free();
     }
@@ -134,44 +174,26 @@ impl<O: Ops> Guidance<O> {
     /// Starts a run: forgets everything but the memory.
     pub fn clear(&mut self) {
         self.forget();
-        self.rules = self.policy.rules.clone();
-        self.answered = None;
+        self.clock.rules = self.policy.rules.clone();
+        self.clock.answered = None;
     }
 
     /// Forgets what the branches differed by.
     pub fn forget(&mut self) {
-        if let Some(difference) = &mut self.difference {
-            difference.step = None;
-        }
+        self.clock.newest = None;
     }
 
     // ---- decisions ----
 
-    /// Foresight over the steps that have not been answered; `first` is the run's first.
-    pub fn forecast(&self, first: u32) -> Forecast {
-        Forecast {
-            answered: self.answered,
-            rules: self.rules.clone(),
-            newest: self.difference.as_ref().and_then(|difference| difference.step),
-            max_age: self.policy.max_age,
-            next: self.answered.map_or(first, |(step, _)| step.saturating_add(1)),
-            known: true,
-        }
+    /// Is the branch left out of this step, as things stand? `None` while that is not certain.
+    pub fn leaves_out(&self, pass: &Pass) -> Option<bool> {
+        self.clock.answer(pass).map(|action| action == Action::Skip)
     }
 
-    fn decide(&self, pass: &Pass, compute: bool) -> (Action, Reason) {
-        let held = self.difference.as_ref().and_then(|difference| difference.step);
-        let old = |step| self.policy.max_age.is_some_and(|max| pass.position() - step > max);
-        match rule::decide(&self.rules, pass, None) {
-            _ if compute => (Action::Compute, Reason::Engine),
-            Verdict::Compute(reason) | Verdict::Unknown(reason) => (Action::Compute, reason),
-            Verdict::Measure => (Action::Compute, Reason::NoHistory),
-            Verdict::Skip => match held {
-                None => (Action::Compute, Reason::NoHistory),
-                Some(step) if old(step) => (Action::Compute, Reason::Age),
-                Some(_) => (Action::Skip, Reason::Rule),
-            },
-        }
+    /// Foresight over the steps that have not been answered; `first` is the run's first.
+    pub fn forecast(&self, first: u32) -> Forecast {
+        let next = self.clock.answered.map_or(first, |(step, _)| step.saturating_add(1));
+        Forecast { clock: self.clock.clone(), next, known: true }
     }
 
     /// Answers for a step, once; on a skip `uncond` receives the estimate.
@@ -183,23 +205,19 @@ impl<O: Ops> Guidance<O> {
         cond: &Prediction,
         uncond: &Prediction,
     ) -> Result<(Action, Reason)> {
-        if let Some((last, _)) = self.answered.filter(|(last, _)| *last >= pass.step) {
+        if let Some((last, _)) = self.clock.answered.filter(|(last, _)| *last >= pass.step) {
             let step = pass.step;
             bail!(State, "before_uncond at step {step}, but step {last} was answered: steps rise");
         }
         check_pair(cond, uncond)?;
-        let (action, reason) = self.decide(pass, compute);
+        let decided = self.clock.decide(pass).unwrap_or((Action::Compute, Reason::Timestep));
+        let (action, reason) = if compute { (Action::Compute, Reason::Engine) } else { decided };
         if action == Action::Skip {
-            self.fits(cond).inspect_err(|_| self.forget())?;
+            self.fits(cond).inspect_err(|_| self.clock.newest = None)?;
             self.estimate(ops, pass, cond, uncond);
         }
-        self.record(pass, action);
+        self.clock.record(pass, action);
         Ok((action, reason))
-    }
-
-    fn record(&mut self, pass: &Pass, action: Action) {
-        self.rules.iter_mut().for_each(|rule| rule.record(pass, action, None));
-        self.answered = Some((pass.step, action));
     }
 
     fn fits(&self, cond: &Prediction) -> Result<()> {
@@ -243,7 +261,7 @@ impl<O: Ops> Guidance<O> {
         cond: &Prediction,
         uncond: &Prediction,
     ) -> Result<bool> {
-        let first = match self.answered {
+        let first = match self.clock.answered {
             Some((step, Action::Skip)) if step == pass.step => {
                 bail!(State, "step {step} was answered SKIP, and its branch ran")
             }
@@ -255,13 +273,14 @@ impl<O: Ops> Guidance<O> {
             _ => true,
         };
         if first {
-            self.record(pass, Action::Compute);
+            self.clock.record(pass, Action::Compute);
         }
         check_pair(cond, uncond)?;
         let held = self.take(ops, cond)?;
         ops.subtract(held.tensors[0].view(), uncond.view, cond.view);
         let tensors = std::mem::take(&mut held.tensors);
-        *held = Difference { tensors, step: Some(pass.position()), ..Difference::new(cond) };
+        *held = Difference { tensors, ..Difference::new(cond) };
+        self.clock.newest = Some(pass.position());
         Ok(first)
     }
 
@@ -273,6 +292,7 @@ impl<O: Ops> Guidance<O> {
             // Their memory may be needed.
             drop(old);
             self.pool.free();
+            self.forget();
         }
         if self.difference.is_none() {
             let tensors = (0..n).map(|_| self.pool.take(ops, shape));
@@ -289,7 +309,6 @@ impl<O: Ops> Difference<O> {
             prediction: like.view.shape(),
             plane: like.plane,
             tensors: Vec::new(),
-            step: None,
             low_pass_is_current: false,
             low: 0,
             high: 0,
@@ -318,11 +337,7 @@ fn check_pair(cond: &Prediction, uncond: &Prediction) -> Result<()> {
 
 /// What coming steps will be answered, one after the other.
 pub struct Forecast {
-    answered: Option<(u32, Action)>,
-    rules: Vec<Box<dyn Rule>>,
-    /// Position of the newest computed step.
-    newest: Option<u32>,
-    max_age: Option<u32>,
+    clock: Clock,
     next: u32,
     /// All steps before `next` are.
     known: bool,
@@ -332,10 +347,10 @@ impl Forecast {
     /// The answer of a step, if every step up to it is evaluated; `at` gives their passes. Asked in
     /// rising order.
     pub fn at(&mut self, step: u32, at: impl Fn(u32) -> Pass) -> Option<Action> {
-        if let Some((_, action)) = self.answered.filter(|(answered, _)| *answered == step) {
-            return Some(action);
+        if step < self.next {
+            return self.clock.answered.filter(|(last, _)| *last == step).map(|(_, action)| action);
         }
-        if step - self.next.min(step) > FORESIGHT {
+        if step - self.next > FORESIGHT {
             // Too far to be played to.
             (self.known, self.next) = (false, step);
         }
@@ -344,22 +359,21 @@ impl Forecast {
             answer = self.play(&at(step));
             self.known &= answer.is_some();
         }
-        self.next = self.next.max(step + 1);
+        self.next = step.saturating_add(1);
         answer
     }
 
     fn play(&mut self, pass: &Pass) -> Option<Action> {
-        let old = |step| self.max_age.is_some_and(|max| pass.position() - step > max);
-        let stale = self.newest.is_none_or(old);
-        let action = match rule::decide(&self.rules, pass, None) {
-            Verdict::Unknown(_) => return None,
-            Verdict::Skip if !self.known => return None,
-            Verdict::Skip if !stale => Action::Skip,
-            _ => Action::Compute,
-        };
-        self.rules.iter_mut().for_each(|rule| rule.record(pass, action, None));
+        let (action, reason) = self.clock.decide(pass)?;
+        // What computes by its number alone is certain; what depends on those before is not.
+        let by_number =
+            matches!(reason, Reason::WarmUp | Reason::Last | Reason::Interval | Reason::Window);
+        if !self.known && !by_number {
+            return None;
+        }
+        self.clock.record(pass, action);
         if action == Action::Compute {
-            self.newest = Some(pass.position());
+            self.clock.newest = Some(pass.position());
         }
         Some(action)
     }

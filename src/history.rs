@@ -89,6 +89,8 @@ pub struct History<O: Ops> {
     /// Block or layer at which the kept values begin.
     entry: u32,
     open: bool,
+    /// A value could not be kept, and there is none since.
+    pub is_lost: bool,
 }
 
 /// The dtype a tensor is kept in.
@@ -117,6 +119,7 @@ impl<O: Ops> History<O> {
             predicted_at: 0.0,
             entry: 0,
             open: false,
+            is_lost: false,
         }
     }
 
@@ -137,8 +140,7 @@ impl<O: Ops> History<O> {
 
     /// What a skip leaves behind here can only be forgotten, not undone.
     pub fn is_changed_by_skips(estimator: &dyn Estimator) -> bool {
-        let fed = matches!(estimator.form(), Form::Ladder { fed: true, .. });
-        fed || estimator.is_recursive()
+        estimator.form() == Form::Chain || estimator.is_recursive()
     }
 
     /// Forgets the values and keeps the memory.
@@ -173,6 +175,9 @@ impl<O: Ops> History<O> {
             present: true,
         };
         let tracks: Vec<_> = rows.map(track).collect();
+        if tracks.is_empty() {
+            bail!(Arg, "fill is {:#b}: none of the tensors given would be restored", keep.fill);
+        }
         let same = self.tracks.len() == tracks.len()
             && tracks.iter().all(|track| self.tracks.iter().any(|own| own.keeps(track)));
         if same && self.slots.len() == self.capacity {
@@ -236,7 +241,7 @@ impl<O: Ops> History<O> {
         let weights = estimator.weights(&kept, wanted);
         let rounding = match self.form {
             Form::Values => Rounding::Once,
-            Form::Ladder { .. } => Rounding::EachTerm,
+            Form::Ladder | Form::Chain => Rounding::EachTerm,
         };
         for (k, track) in self.tracks.iter().enumerate().filter(|(_, track)| track.present) {
             let Some(out) = out.find(track.index, track.id) else { continue };
@@ -248,6 +253,11 @@ impl<O: Ops> History<O> {
             if self.is_fed() {
                 ops.ladder(out, &self.rungs(k)[..self.capacity], self.anchors.len(), 1.0);
             }
+        }
+        // A tensor that is not to be restored passes through.
+        for (index, (view, id)) in out.iter().enumerate().filter(|(k, _)| !self.keep.fills(*k)) {
+            let input = input.find(index, id).filter(|input| !input.is_same(&view));
+            input.into_iter().for_each(|input| ops.copy(view, input));
         }
         if estimator.is_recursive() {
             self.predicted.insert(0, weights);
@@ -281,7 +291,7 @@ impl<O: Ops> History<O> {
     }
 
     fn is_fed(&self) -> bool {
-        matches!(self.form, Form::Ladder { fed: true, .. })
+        self.form == Form::Chain
     }
 
     /// Tensor number `k` of every slot; as many as the history has.
@@ -289,23 +299,24 @@ impl<O: Ops> History<O> {
         std::array::from_fn(|rung| self.slots[rung.min(self.slots.len() - 1)][k].view())
     }
 
-    /// Gives up the oldest value and, on a residual, stages the tensors that go in.
+    /// Gives up the oldest value and, on a residual, stages the tensors that go in: what the slots
+    /// cannot hold in buffers of the pool, which [`close`](Self::close) is given again.
     pub fn open(
         &mut self,
         ops: &mut O,
         pool: &mut Pool<O>,
         entry: u32,
         input: &Rows,
-        staging: &[O::Buffer],
-    ) -> Result<()> {
+    ) -> Result<Vec<O::Buffer>> {
         if entry != self.entry {
             self.clear();
             self.entry = entry;
         }
         if self.keep.base == Base::Residual {
             self.reserve(ops, pool, input)?;
+            let staged = self.take_staging(ops, pool)?;
             self.give_up_oldest(ops);
-            let mut staging = staging.iter();
+            let mut staging = staged.iter();
             for (track, slot) in self.tracks.iter().zip(&self.slots[0]) {
                 let Some(x) = input.find(track.index, track.id) else { continue };
                 match needs_staging(&self.keep, track.shape.dtype).then(|| staging.next()) {
@@ -313,9 +324,29 @@ impl<O: Ops> History<O> {
                     None => ops.copy(slot.view(), x),
                 }
             }
+            self.open = true;
+            return Ok(staged);
         }
         self.open = true;
-        Ok(())
+        Ok(Vec::new())
+    }
+
+    /// A buffer for each track that needs one, in their order.
+    fn take_staging(&self, ops: &mut O, pool: &mut Pool<O>) -> Result<Vec<O::Buffer>> {
+        let mut staged = Vec::new();
+        for track in &self.tracks {
+            if !needs_staging(&self.keep, track.shape.dtype) {
+                continue;
+            }
+            match pool.take(ops, track.shape) {
+                Ok(buffer) => staged.push(buffer),
+                Err(error) => {
+                    staged.into_iter().for_each(|buffer| pool.give(buffer));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(staged)
     }
 
     /// Shapes of what [`open`](Self::open) needs staging buffers for.
@@ -352,12 +383,13 @@ impl<O: Ops> History<O> {
             self.tracks.iter_mut().for_each(|track| track.present = found(track).is_some());
         }
         match (self.form, self.keep.base) {
-            (Form::Ladder { unit, fed }, _) => {
-                self.climb(ops, step, unit, out);
-                if fed && self.anchors.is_empty() {
+            (Form::Ladder, _) => self.climb(ops, step, out),
+            (Form::Chain, _) => {
+                self.climb(ops, step, out);
+                if self.anchors.is_empty() {
                     // diffusers' pair begins as the first value twice.
                     self.anchors.push(Anchor::computed(step));
-                    self.climb(ops, step, unit, out);
+                    self.climb(ops, step, out);
                 }
             }
             (Form::Values, Base::Output) => {
@@ -379,15 +411,16 @@ impl<O: Ops> History<O> {
         }
         self.anchors.insert(0, Anchor::computed(step));
         self.anchors.truncate(self.capacity);
+        self.is_lost = false;
         self.open = false;
         Ok(())
     }
 
     /// A computed value goes onto the ladder.
-    fn climb(&self, ops: &mut O, step: f64, unit: bool, out: &Rows) {
+    fn climb(&self, ops: &mut O, step: f64, out: &Rows) {
         let held = self.anchors.len().min(self.capacity);
         let gap = match self.anchors.first() {
-            Some(newest) if !unit => step - newest.step,
+            Some(newest) if self.form == Form::Ladder => step - newest.step,
             _ => 1.0,
         };
         for (k, track) in self.tracks.iter().enumerate() {

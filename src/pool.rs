@@ -30,6 +30,11 @@ impl<O: Ops> Pool<O> {
         if self.planned { self.take(ops, shape) } else { ops.alloc(shape) }
     }
 
+    /// A new run may need something else.
+    pub fn forget_plan(&mut self) {
+        self.planned = false;
+    }
+
     pub fn is_planned(&self) -> bool {
         self.planned
     }

@@ -303,12 +303,13 @@ fn policy(options: &Options, scope: Scope, every: Option<u32>, window: Option<Sp
 fn estimator(options: &Options, ladder: bool, warm_up: WarmUp) -> Box<dyn Estimator> {
     let order = options.order as usize;
     let paper = options.compat == Compat::Paper;
+    let ladder_since = match warm_up {
+        WarmUp::Steps(steps) if paper => steps.saturating_sub(2),
+        _ => 0,
+    };
     let polynomial = |basis| -> Box<dyn Estimator> {
         let max_gain = bound(options.max_gain, options.is_railed().then_some(4.0));
-        let since = match warm_up {
-            WarmUp::Steps(steps) if paper && basis == Basis::Taylor => steps.saturating_sub(2),
-            _ => 0,
-        };
+        let since = if basis == Basis::Taylor { ladder_since } else { 0 };
         Box::new(Polynomial { order, basis, max_gain, since })
     };
     let Span(start, end) = options.weight;
@@ -318,7 +319,7 @@ fn estimator(options: &Options, ladder: bool, warm_up: WarmUp) -> Box<dyn Estima
         What::Taylor if ladder => Box::new(Ladder { order }),
         What::Taylor => polynomial(Basis::Taylor),
         What::Newton => polynomial(Basis::Newton),
-        What::Hermite => Box::new(Hermite { order, scale: options.scale }),
+        What::Hermite => Box::new(Hermite { order, scale: options.scale, since: ladder_since }),
         What::Linear if options.compat == Compat::Diffusers => Box::new(Chain { weight }),
         What::Linear => Box::new(Linear { weight, true_gaps: !paper }),
         What::FoCa => Box::new(FoCa { true_gaps: !paper }),
@@ -446,6 +447,15 @@ fn check_numbers(options: &Options) -> Result<()> {
         {
             bail!(Arg, "{name} is {low}:{high}, allowed is low:high with low < high");
         }
+        if let Some(Span(low, high)) = window
+            && (low >= 1.0 || high <= 0.0)
+        {
+            bail!(
+                Arg,
+                "{name} is {low}:{high}, and no timestep is in it: its bounds are fractions of \
+                 timestep_max, low below 1 and high above 0"
+            );
+        }
     }
     for (name, bound) in [
         ("max_error", options.max_error),
@@ -497,8 +507,11 @@ fn check_rule(options: &Options) -> Result<()> {
     let measures = options.rule == When::Change;
     let interval = match options.scope {
         Where::Layers => Kind::ALL.iter().any(|kind| options.schedules(*kind)),
-        _ => options.every.is_some_and(|every| every > 1) || mask.contains(&false),
+        _ => options.every.is_some() || mask.contains(&false),
     };
+    if options.every == Some(1) && options.scope != Where::Layers {
+        bail!(Arg, "{preset}: every is 1, so that every step computes: allowed is 2 and above");
+    }
     if !measures && !interval {
         bail!(
             Arg,
@@ -521,6 +534,15 @@ fn check_rule(options: &Options) -> Result<()> {
 }
 
 fn check_estimator(options: &Options) -> Result<()> {
+    let all = (1 << MAX_TENSORS) - 1;
+    if !options.on_residual && options.fill & all != all {
+        bail!(
+            Unsupported,
+            "fill is {:#b}: a tensor that is not restored keeps its input, and outputs \
+             (on_residual=0) have none",
+            options.fill
+        );
+    }
     let rounds = options.compat == Compat::Diffusers
         && (options.estimator == What::Linear
             || options.estimator == What::Taylor && options.rule == When::Schedule);

@@ -39,7 +39,8 @@ impl<O: Ops> Cache<O> {
             return (Action::Compute, Ok(()));
         };
         let single = self.groups[index].policy().scope.is_single();
-        let filled = single && self.groups[index].is_filled();
+        let place = self.groups[index].place(block);
+        let filled = self.groups[index].is_filled_at(place);
         let n_blocks = self.engine.n_blocks;
         let last = pass.asked;
         let legal = if block >= n_blocks {

@@ -1,5 +1,5 @@
 //! Engines that want the answer before they act: settling a pass, and looking ahead.
-use super::{Cache, MODEL, PassInfo, UNCOND, about, flag, is_skip, layer_of, reducer};
+use super::{Cache, MODEL, PassInfo, UNCOND, flag, is_skip, layer_of, reducer};
 use crate::error::{Error, Result, bail};
 use crate::group::{Between, Group};
 use crate::ops::Ops;
@@ -106,13 +106,18 @@ impl<O: Ops> Cache<O> {
             return Ok(Some(Action::Compute));
         }
         let guidance = self.guidance.as_ref();
-        let pass = about(run, guidance, &self.engine, &info);
-        let mut forecast = guidance.map(|guidance| guidance.forecast(run.first_step));
         let uncond = self.engine.uncond;
         let with_uncond = info.branches.contains(&uncond);
+        let asked = run.pass_of(&info);
+        let passes = |step| if step == asked.step { asked } else { run.pass(step, 0, None) };
+        let left_out = guidance
+            .and_then(|guidance| guidance.forecast(run.first_step).at(asked.step, passes))
+            .map(is_skip);
+        let cond_only = if with_uncond { Some(false) } else { left_out };
+        let pass = Pass { cond_only, ..asked };
+        let mut forecast = guidance.map(|guidance| guidance.forecast(run.first_step));
         let stacks = self.engine.max_stacked > 1 && forecast.is_some();
         let at = |step| {
-            let passes = |step| run.pass(step, 0, None);
             let left_out = match &mut forecast {
                 Some(forecast) => is_skip(forecast.at(step, passes)?),
                 None => false,
@@ -144,20 +149,16 @@ impl<O: Ops> Cache<O> {
         let (Some(guidance), Some(run)) = (&self.guidance, &self.run) else {
             return Ok(Some(Action::Compute));
         };
-        let (step, flags, timestep) = match (&info, &self.pass) {
-            (Some(info), _) => (info.step, info.flags, Some(info.timestep)),
-            (None, Some(pass)) => (pass.step, 0, pass.timestep),
+        let (asked, flags) = match (&info, &self.pass) {
+            (Some(info), _) => (run.pass_of(info), info.flags),
+            (None, Some(pass)) => (pass.about, pass.flags),
             (None, None) => return Ok(Some(Action::Compute)),
         };
         if flags & (flag::FORGET | flag::COMPUTE) != 0 {
             return Ok(Some(Action::Compute));
         }
-        let told = timestep.filter(|_| info.is_none() || flags & flag::TIMESTEP != 0);
-        let at = |other| match other == step {
-            true => run.pass(other, flags, told),
-            false => run.pass(other, 0, None),
-        };
-        Ok(guidance.forecast(run.first_step).at(step, at))
+        let at = |step| if step == asked.step { asked } else { run.pass(step, 0, None) };
+        Ok(guidance.forecast(run.first_step).at(asked.step, at))
     }
 
     /// A layer that was never asked about: nothing is kept of it, so it computes when it comes.
@@ -165,7 +166,9 @@ impl<O: Ops> Cache<O> {
         let (Some(info), Some(run)) = (info, &self.run) else {
             return Ok(Some(Action::Compute));
         };
-        let next = |branch: &usize| run.last[*branch].map_or(run.first_step, |last| last + 1);
+        let next = |branch: &usize| {
+            run.last[*branch].map_or(run.first_step, |last| last.saturating_add(1))
+        };
         let first = info.branches.iter().any(|branch| info.step <= next(branch));
         let none = !self.groups.iter().any(|g| matches!(g.policy().scope, Scope::Layers { .. }));
         Ok((first || none).then_some(Action::Compute))

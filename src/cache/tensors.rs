@@ -56,13 +56,13 @@ pub fn check_out(input: &[Rows], out: &[Rows], residual: bool) -> Result<()> {
     // Stacked branches are written one after the other, so none may lie over another's rows.
     let (read, written) = (views(input), views(out));
     for (k, out) in written.iter().enumerate() {
-        let n = out_tensor(k, written.len(), input.len());
+        let n = out_tensor(k, written.len(), out.len());
         if let Some(j) = read.iter().position(|input| out.overlaps(input) && !out.is_same(input)) {
             let j = out_tensor(j, read.len(), input.len());
             bail!(Arg, "out tensor {n} overlaps input tensor {j} in part");
         }
         if let Some(j) = written[..k].iter().position(|other| out.overlaps(other)) {
-            let j = out_tensor(j, written.len(), input.len());
+            let j = out_tensor(j, written.len(), out.len());
             bail!(Arg, "out tensor {n} overlaps out tensor {j}");
         }
         // The same place is one tensor's, in and out.

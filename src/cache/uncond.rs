@@ -24,7 +24,9 @@ impl<O: Ops> Cache<O> {
             let Some(guidance) = &mut self.guidance else {
                 return Ok((about, Action::Compute, Reason::None));
             };
-            let compute = flags & flag::COMPUTE != 0;
+            // A branch that ran in this step is not estimated.
+            let last = self.run.as_ref().and_then(|run| run.last[self.engine.uncond]);
+            let compute = flags & flag::COMPUTE != 0 || last == Some(about.step);
             let (action, reason) =
                 guidance.before(&mut self.ops, &about, compute, &cond, &uncond)?;
             Ok((about, action, reason))
@@ -81,8 +83,7 @@ impl<O: Ops> Cache<O> {
             bail!(State, "{call} before begin_run");
         };
         run.failed.clone().map_or(Ok(()), Err)?;
-        let timestep = (info.flags & flag::TIMESTEP != 0).then_some(info.timestep);
-        let about = run.pass(info.step, info.flags, timestep);
+        let about = run.pass_of(&info);
         if needs_timestep && about.timestep.is_none() {
             let step = info.step;
             bail!(Arg, "pass->timestep: step {step} has none, which guidance's windows need");

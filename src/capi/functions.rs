@@ -520,7 +520,8 @@ pub unsafe extern "C" fn dc_cache_begin_pass(
 /// `out` may be the same or apart, but not overlap in part; shapes of the two must agree if
 /// on_residual. DC_MODEL as block: `in` the latents, `out` the prediction.
 ///
-/// With scope=block each block is a span of its own.
+/// With scope=block each block is a span of its own; its tensors must not change their number or shape
+/// between steps, but blocks may differ.
 ///
 /// Cost, in reads + writes of a stream. A skip: one read for each kept value with a weight, one for
 /// the input of a residual, one write; so hold 2 + 1, or 1 + 1 on outputs, and order n as much as n
@@ -822,11 +823,11 @@ pub extern "C" fn dc_cache_decide(cache: *mut dc_cache_t, wish: dc_action_t) -> 
 }
 
 /// What `unit` (a block, DC_LAYER(layer), DC_UNCOND or DC_MODEL) of a coming pass will be answered;
-/// null = of the open one.
-/// DC_COMPUTE and DC_SKIP are promises if every step up to that pass is evaluated, with branches
-/// stacked as in it (and the unconditional one left out where guidance says so), and nothing fails or
-/// is overruled on the way (another rank's veto included); DC_UNDECIDED: not certain yet. Never
-/// waits for the open pass. Compare with `==`: DC_UNDECIDED is not zero.
+/// null = of the open one. DC_COMPUTE and DC_SKIP are promises if every step up to that pass is
+/// evaluated, without a gap, with branches stacked as in it (and the unconditional one left out where
+/// guidance says so), and nothing fails or is overruled on the way (another rank's veto included);
+/// DC_UNDECIDED: not certain yet. Never waits for the open pass. Compare with `==`: DC_UNDECIDED is
+/// not zero.
 ///
 /// # Safety
 /// `pass` is null or starts from DC_PASS_INIT.

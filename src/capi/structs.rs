@@ -9,7 +9,9 @@ use crate::error::{Result, bail};
 use crate::group::{Layout, Unit};
 use crate::ops::memory::Allocator;
 use crate::ops::{Dtype, Tensor};
-use crate::options::{Bound, Compat, Limit, OfGuidance, OfKind, Options, Span, What, When, Where};
+use crate::options::{
+    Bound, Compat, FILL_ALL, Limit, OfGuidance, OfKind, Options, Span, What, When, Where,
+};
 use crate::preset::{Hooks, PRESETS};
 use crate::rule::{Action, Reason};
 use crate::scope::Kind;
@@ -431,7 +433,7 @@ pub unsafe fn options(from: *const dc_options_t) -> Result<Options> {
         compat: choice("compat", o.compat, &COMPATS)?,
         lagged: choice("lagged", o.lagged, &SWITCH)?,
         share: choice("share", o.share, &SWITCH)?,
-        fill: o.fill,
+        fill: tensors_filled(o.fill),
         history_dtype: choice("history_dtype", o.history_dtype, &DTYPES)?,
         max_age: limit(o.max_age),
         front_blocks: o.front_blocks,
@@ -465,6 +467,12 @@ pub unsafe fn options(from: *const dc_options_t) -> Result<Options> {
             max_growth: limit(o.guide_max_growth),
         },
     })
+}
+
+/// Bits of tensors that no block can have say nothing.
+fn tensors_filled(bits: u32) -> u32 {
+    let all = (1 << DC_MAX_TENSORS) - 1;
+    if bits & all == all { FILL_ALL } else { bits & all }
 }
 
 /// 0 is not set.
@@ -662,9 +670,11 @@ unsafe fn layout(row: &dc_shape_t, n_branches: usize) -> Result<Layout> {
     if row.reserved0 != 0 {
         bail!(Version, "reserved0 is {}, it must be 0", row.reserved0);
     }
-    if !matches!(of, Unit::Layer(_)) && (row.kind != 0 || row.count > 1) {
-        let (kind, count) = (row.kind, row.count);
-        bail!(Arg, "kind is {kind} and count is {count}: they are for DC_HOOK_LAYERS, leave 0");
+    if !matches!(of, Unit::Layer(_)) && row.kind != 0 {
+        bail!(Arg, "kind is {}: it is for DC_HOOK_LAYERS, leave 0", row.kind);
+    }
+    if !matches!(of, Unit::Layer(_) | Unit::Block) && row.count > 1 {
+        bail!(Arg, "count is {}: it is for layers and blocks, leave 0", row.count);
     }
     if row.count > 1 << 20 {
         bail!(Arg, "count is {}, allowed is up to {}", row.count, 1 << 20);

@@ -360,8 +360,9 @@ pub struct dc_engine_t {
     /// rank exactly once per pass that could be skipped by facts all ranks share (limits, schedule,
     /// flags), and for layers once per kind, at the first layer of the pass; also by a rank on which
     /// something failed: it votes against. Only a pass that dc_cache_begin_pass refuses for its
-    /// arguments does not vote, nor does guidance: its schedule is the same on all ranks, and with
-    /// shapes given to dc_cache_begin_run nothing in it can fail on one of them. 0 = success.
+    /// arguments does not vote, nor does guidance, whose schedule is the same on all ranks: let them
+    /// agree that dc_cache_begin_run, given the shapes, succeeded on each, for nothing in guidance can
+    /// fail after it. 0 = success.
     pub reduce: Option<
         unsafe extern "C-unwind" fn(
             user: *mut c_void,
@@ -404,7 +405,8 @@ pub struct dc_options_t {
     pub lagged: u32,
     /// 1 = the first branch evaluated in a step decides for all; the others are not measured.
     pub share: u32,
-    /// Bit k: tensor k is restored on a skip. Default all; as text "all" or "0:1".
+    /// Bit k: tensor k is restored on a skip; others pass through. Default all, which on_residual 0
+    /// needs; as text "all" or "0:1".
     pub fill: u32,
     /// dc_dtype_t the kept values are stored in; 0 ("tensor", default) = each tensor's own.
     pub history_dtype: dc_dtype_t,
@@ -426,7 +428,7 @@ pub struct dc_options_t {
     pub last_steps: u32,
     /// Skips in a row. Auto: 4.
     pub max_consecutive: u32,
-    /// Skips in a run. Auto: no limit.
+    /// Skips in a run: of a branch, for each kind of layer and for guidance apart. Auto: no limit.
     pub max_total: u32,
     /// Above 0. Typical: 0.05 to 0.2. The summary at the end of a run shows what was measured.
     pub threshold: f64,
@@ -434,7 +436,8 @@ pub struct dc_options_t {
     pub max_error: f64,
     /// Bound on all changes of the run, added up. Auto: no limit.
     pub max_run_error: f64,
-    /// Bound on the sum of the estimator's |weights|; above it a lower order is used. Auto: 4.
+    /// Bound on the sum of the |weights| of "taylor" and "newton"; above it a lower order is used.
+    /// Auto: 4.
     pub max_gain: f64,
     /// Compute every n-th step; 0 ("none") = no interval, 1 = every step. For layers this is what a
     /// kind has that has no interval of its own.
@@ -442,8 +445,8 @@ pub struct dc_options_t {
     /// 1 = layers are skipped only in steps in which guidance leaves the unconditional branch out.
     /// Nothing is then kept of that branch. Without effect if guidance is off.
     pub cond_only: u32,
-    /// Low and high: skip only while low < timestep / timestep_max < high, so 1 is pure noise; as text
-    /// "0.1:0.8". Both 0 ("none") = always. For layers this is what a kind has that has none itself.
+    /// Low and high: skip only while low < timestep / timestep_max < high, so 1 is pure noise (and what
+    /// others write as 100 to 800 is "0.1:0.8"). Both 0 ("none") = always. For layers this is what a kind has that has none itself.
     pub window: [f64; 2],
     /// "spatial.every", "temporal.every", "cross.every", "mlp.every": of a kind. 0 ("auto") = every.
     pub kind_every: [u32; DC_MAX_KINDS],
@@ -511,7 +514,9 @@ pub struct dc_shape_t {
     pub kind: dc_kind_t,
     /// One branch, or UINT32_MAX for each that has no row of its own.
     pub branch: u32,
-    /// Layers of this kind and shape, together at most n_layers. Else 0 or 1.
+    /// Layers of this kind and shape, together at most n_layers, in the order in which the engine
+    /// asks if only the first of them are kept (kind_layers). With scope=block, blocks of this shape,
+    /// or 0 in one row for all. Else 0 or 1.
     pub count: u32,
     /// One branch's rows: of a block what goes in, or with on_residual 0 what comes out; of layers and
     /// the model what comes out.

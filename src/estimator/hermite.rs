@@ -13,6 +13,8 @@ use super::*;
 pub struct Hermite {
     pub order: usize,
     pub scale: f64,
+    /// Values of earlier steps do not count, as in [`Polynomial`].
+    pub since: u32,
 }
 
 impl Estimator for Hermite {
@@ -23,7 +25,7 @@ impl Estimator for Hermite {
     fn weights(&self, kept: &Kept, wanted: Wanted) -> Weights {
         let u = self.scale * (wanted.step - kept.step(0));
         let (mut before, mut h, mut factor) = (0.0, 1.0, 1.0);
-        (1..kept.anchors.len().min(self.order + 1)).fold(Weights::unit(0), |sum, k| {
+        (1..kept.count_since(self.since).min(self.order + 1)).fold(Weights::unit(0), |sum, k| {
             (before, h) = (h, 2.0 * u * h - 2.0 * (k as f64 - 1.0) * before);
             factor *= self.scale / k as f64;
             sum.plus(factor * h, quotient(kept.anchors, k, 0))
@@ -39,7 +41,7 @@ mod tests {
     /// Of `D_k` alone: with unit gaps the last value enters through it only, with sign `(-1)^k`.
     fn coefficient(order: usize, scale: f64, x: f64) -> f64 {
         let steps: Vec<_> = (0..=order).rev().map(|step| step as f64).collect();
-        let weights = weights(&Hermite { order, scale }, &steps, order as f64 + x);
+        let weights = weights(&Hermite { order, scale, since: 0 }, &steps, order as f64 + x);
         weights.as_slice()[order] * (-1f64).powi(order as i32)
     }
 
@@ -61,10 +63,12 @@ mod tests {
 
     #[test]
     fn it_reproduces_a_constant_and_lowers_its_order_for_want_of_values() {
-        let hermite = Hermite { order: 3, scale: 0.5 };
+        let hermite = Hermite { order: 3, scale: 0.5, since: 0 };
         let sum: f64 = weights(&hermite, &[9.0, 4.0, 3.0, 1.0], 13.0).as_slice().iter().sum();
         assert!((sum - 1.0).abs() < 1e-12);
         assert_eq!(weights(&hermite, &[9.0], 13.0), Weights::unit(0));
         assert_close(weights(&hermite, &[9.0, 8.0], 11.0), &[2.0, -1.0]);
+        let late = Hermite { since: 9, ..hermite };
+        assert_eq!(weights(&late, &[9.0, 8.0], 11.0), Weights::unit(0));
     }
 }

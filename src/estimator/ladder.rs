@@ -16,7 +16,7 @@ impl Estimator for Ladder {
     }
 
     fn form(&self) -> Form {
-        Form::Ladder { unit: false, fed: false }
+        Form::Ladder
     }
 
     /// Over the rungs: `x^k / k!`

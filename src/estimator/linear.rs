@@ -66,7 +66,7 @@ impl Estimator for Chain {
     }
 
     fn form(&self) -> Form {
-        Form::Ladder { unit: true, fed: true }
+        Form::Chain
     }
 
     /// Over the newer of the pair and their difference.

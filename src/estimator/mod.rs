@@ -84,6 +84,11 @@ impl Kept<'_> {
     fn step(&self, index: usize) -> f64 {
         self.anchors[index].step
     }
+
+    /// Of this step or a later one.
+    fn count_since(&self, step: u32) -> usize {
+        self.anchors.iter().take_while(|anchor| anchor.step >= f64::from(step)).count()
+    }
 }
 
 /// What is wanted.
@@ -107,13 +112,11 @@ pub enum Form {
     /// The values.
     Values,
     /// Their ladder of backward quotients: the newest value, and differences over the gaps between
-    /// the newest two. Compat modes, which must round as the original does.
-    Ladder {
-        /// Every gap counts as one step.
-        unit: bool,
-        /// Predictions enter like computed values.
-        fed: bool,
-    },
+    /// the newest two. diffusers' TaylorSeer, whose roundings can be had no other way.
+    Ladder,
+    /// The same with every gap taken for one step, and predictions entering like computed values:
+    /// diffusers' FasterCache.
+    Chain,
 }
 
 pub trait Estimator: Debug + Send + Sync {

@@ -42,9 +42,7 @@ impl Estimator for Polynomial {
     }
 
     fn weights(&self, kept: &Kept, wanted: Wanted) -> Weights {
-        let early = |anchor: &Anchor| anchor.step < f64::from(self.since);
-        let usable = kept.anchors.iter().position(early).unwrap_or(kept.anchors.len());
-        let highest = self.order.min(usable.saturating_sub(1));
+        let highest = self.order.min(kept.count_since(self.since).saturating_sub(1));
         let of_order = |order: usize| match self.basis {
             Basis::Taylor => ladder(&kept.anchors[..=order], wanted.step),
             Basis::Newton => lagrange(&kept.anchors[..=order], wanted.step),

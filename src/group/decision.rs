@@ -102,25 +102,26 @@ impl<O: Ops> Group<O> {
     }
 
     /// Why nothing that these branches keep can stand in at this step: at no site, or, where ranks
-    /// must agree, at any of them.
+    /// must agree, because this one has lost a value that others may have.
     fn unusable(&self, members: &[usize], pass: &Pass) -> Option<Reason> {
-        let mut reasons = self
-            .sites
-            .iter()
-            .filter(|site| !site.histories.is_empty())
-            .map(|site| self.unusable_at(site, members, pass));
-        if self.setting.ranks {
-            return reasons.find(Option::is_some).unwrap_or(match self.n_sites {
-                0 => Some(Reason::NoHistory),
-                _ => None,
-            });
+        if self.setting.ranks && self.has_lost(members) {
+            return Some(Reason::NoHistory);
         }
-        let all = |worst: Option<Reason>, reason: Option<Reason>| match (worst, reason) {
-            (Some(Reason::Age), Some(_)) => Some(Reason::Age),
-            (Some(_), reason) => reason,
-            (None, _) => None,
+        let reached = self.sites.iter().filter(|site| !site.histories.is_empty());
+        let mut reasons = reached.map(|site| self.unusable_at(site, members, pass));
+        let all = |worst: Reason, reason: Option<Reason>| match worst {
+            Reason::Age => reason.map(|_| Reason::Age),
+            _ => reason,
         };
-        reasons.fold(Some(Reason::NoHistory), all)
+        reasons.try_fold(Reason::NoHistory, all)
+    }
+
+    /// Something of these branches was lost at some site, and is not there again.
+    pub(super) fn has_lost(&self, members: &[usize]) -> bool {
+        let lost = |member: &usize| {
+            self.sites.iter().any(|site| site.histories.get(*member).is_some_and(|h| h.is_lost))
+        };
+        members.iter().any(lost)
     }
 
     /// The same of one site.
@@ -132,8 +133,8 @@ impl<O: Ops> Group<O> {
     ) -> Option<Reason> {
         // Where one branch's change speaks for others, their values must be as new as its own.
         let led = || match self.leader_of(pass.step) {
-            Some(leader) => leader.newest,
-            None => self.newest(members[0]),
+            Some(leader) => leader.reference,
+            None => self.branches[members[0]].reference,
         };
         let leader = self.setting.share.then(led).flatten();
         let now = f64::from(pass.position());

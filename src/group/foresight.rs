@@ -25,24 +25,35 @@ struct Player {
     member: usize,
     /// None if another decides for it.
     rules: Vec<Box<dyn Rule>>,
-    /// Position of its newest value.
+    /// Position of its newest value at the site that is asked about.
     newest: Option<f64>,
+    /// ... and at any.
+    newest_of_all: Option<f64>,
     keeps: bool,
 }
 
 impl Player {
     fn record(&mut self, pass: &Pass, action: Action) {
         self.rules.iter_mut().for_each(|rule| rule.record(pass, action, None));
-        if action == Action::Compute && self.keeps {
-            self.newest = Some(f64::from(pass.position()));
+        if action == Action::Compute {
+            self.compute(pass);
         }
     }
 
-    fn is_stale(&self, pass: &Pass, max_age: Option<u32>) -> bool {
-        let age = |newest| f64::from(pass.position()) - newest;
-        let old = |newest| max_age.is_some_and(|max| age(newest) > f64::from(max));
-        self.newest.is_none_or(old)
+    /// The site's value is computed.
+    fn compute(&mut self, pass: &Pass) {
+        if self.keeps {
+            self.newest = Some(f64::from(pass.position()));
+            self.newest_of_all = self.newest;
+        }
     }
+}
+
+/// A value as new as this cannot stand in.
+fn is_stale(newest: Option<f64>, pass: &Pass, max_age: Option<u32>) -> bool {
+    let age = |newest| f64::from(pass.position()) - newest;
+    let old = |newest| max_age.is_some_and(|max| age(newest) > f64::from(max));
+    newest.is_none_or(old)
 }
 
 /// The verdict of several branches together.
@@ -135,7 +146,8 @@ impl<O: Ops> Group<O> {
         let chosen = matches!(self.policy.scope, Scope::Layers { first: Some(_), .. });
         let mut known = pass.step - next <= FORESIGHT
             && !(self.setting.share && self.branches.len() > 1)
-            && !(chosen && self.site(place).is_none());
+            && !(chosen && self.site(place).is_none())
+            && !(self.setting.ranks && self.has_lost(members));
         let player = |member: usize| Player {
             member,
             rules: match self.setting.share && member != members[0] {
@@ -143,6 +155,7 @@ impl<O: Ops> Group<O> {
                 false => self.branches[member].rules.clone(),
             },
             newest: self.site(place).and_then(|site| site.histories[member].newest()),
+            newest_of_all: self.newest(member),
             keeps: self.keeps(member),
         };
         let uncond = self.setting.uncond;
@@ -166,21 +179,29 @@ impl<O: Ops> Group<O> {
                 false => with == Some(player.member),
             };
             let verdict = judge(players.iter().filter(|p| present(p)), &pass, None);
-            let stale = || players.iter().any(|p| present(p) && p.is_stale(&pass, max_age));
+            let stale = |of: fn(&Player) -> Option<f64>| {
+                players.iter().any(|p| present(p) && is_stale(of(p), &pass, max_age))
+            };
+            // A site that lacks a value computes by itself in a pass that is skipped.
+            let alone = stale(|player| player.newest);
             let action = match verdict {
                 Verdict::Compute(_) => Action::Compute,
-                _ if stale() => Action::Compute,
+                _ if stale(|player| player.newest_of_all) => Action::Compute,
                 Verdict::Skip => Action::Skip,
                 Verdict::Measure | Verdict::Unknown(_) => {
                     known = false;
                     break;
                 }
             };
-            let present = players.iter_mut().filter(|player| present(player));
-            present.for_each(|player| player.record(&pass, action));
+            for player in players.iter_mut().filter(|player| present(player)) {
+                player.record(&pass, action);
+                if alone {
+                    player.compute(&pass);
+                }
+            }
         }
         players.truncate(members.len());
-        let stale = players.iter().any(|player| player.is_stale(&pass, max_age));
+        let stale = players.iter().any(|player| is_stale(player.newest, &pass, max_age));
         use Reason::{Guidance, Interval, Last, Rule, WarmUp, Window};
         match judge(&players, &pass, None) {
             Verdict::Unknown(_) => None,

@@ -91,12 +91,14 @@ impl<O: Ops> Group<O> {
             let mut room = match policy.scope {
                 Scope::Layers { first, .. } => first.unwrap_or(u32::MAX),
                 Scope::Blocks { front, back } => setting.n_blocks - front - back,
-                Scope::Stack { .. } | Scope::Model => 1,
+                Scope::Stack { .. } | Scope::Model => u32::MAX,
             };
             for row in rows {
                 let sites = match policy.scope {
-                    Scope::Layers { .. } => row.count.min(room),
-                    _ => room,
+                    Scope::Stack { .. } | Scope::Model => 1,
+                    // Blocks that are all alike need not be counted.
+                    Scope::Blocks { .. } if rows.len() == 1 => room,
+                    _ => row.count.min(room),
                 };
                 room -= sites;
                 let filled = row.tensors.iter().enumerate().filter(|(index, _)| keep.fills(*index));
@@ -172,15 +174,20 @@ impl<O: Ops> Group<O> {
         }
     }
 
-    /// Forgets everything but the memory.
+    /// Forgets everything but the memory. What comes may not be what was planned for, until it is
+    /// [`reserve`](Self::reserve)d.
     pub fn clear(&mut self) {
         self.cancel();
+        self.pool.forget_plan();
         self.leader = None;
         for branch in &mut self.branches {
             branch.rules = self.policy.rules.clone();
             (branch.evaluated, branch.reference, branch.last) = (None, None, None);
         }
-        self.histories().for_each(History::clear);
+        for history in self.histories() {
+            history.clear();
+            history.is_lost = false;
+        }
         if let Some(gauge) = &mut self.gauge {
             gauge.clear(&mut self.pool);
         }
@@ -203,6 +210,13 @@ impl<O: Ops> Group<O> {
             Some(_) => self.forget(branch),
             None => self.sites[site].histories[branch].clear(),
         }
+    }
+
+    /// A value was lost that other ranks may have: until there is a new one, this rank votes against
+    /// skips.
+    pub(super) fn lose(&mut self, site: usize, branch: usize) {
+        self.forget_at(site, branch);
+        self.sites[site].histories[branch].is_lost = true;
     }
 
     /// One branch's tensors have other shapes from here on: nothing of the old ones is of use.

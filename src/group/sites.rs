@@ -57,10 +57,16 @@ impl<O: Ops> Group<O> {
         self.sites.iter_mut().flat_map(|site| &mut site.histories)
     }
 
-    /// Step of the newest value of a branch.
+    /// Position of the newest value of a branch, at any site.
     pub(super) fn newest(&self, branch: usize) -> Option<f64> {
         let newest = self.sites.iter().filter_map(|site| site.histories.get(branch)?.newest());
         newest.reduce(f64::max)
+    }
+
+    /// A value is computed here and not kept, though other ranks may keep theirs.
+    fn miss(&mut self, place: Place, members: &[usize]) {
+        let site = self.site_mut(place);
+        members.iter().for_each(|member| site.histories[*member].is_lost = true);
     }
 
     /// A value that may be skipped was passed by: this pass neither fills it nor learns from it.
@@ -71,6 +77,8 @@ impl<O: Ops> Group<O> {
             return;
         }
         self.site_mut(place).state = State::Left;
+        let members = self.turn.as_ref().map_or(Vec::new(), |turn| turn.members.clone());
+        self.miss(place, &members);
         if let Some(turn) = &mut self.turn {
             turn.reached = true;
             if single {
@@ -110,6 +118,9 @@ impl<O: Ops> Group<O> {
 
     /// A site whose value has not been reported.
     pub fn open_site(&self) -> Option<usize> {
+        if self.n_open == 0 {
+            return None;
+        }
         self.sites.iter().position(|site| matches!(site.state, State::Open(_)))
     }
 
@@ -209,20 +220,23 @@ impl<O: Ops> Group<O> {
         self.site_mut(place).state = State::Left;
         if !turn.learns() {
             self.land();
+            self.miss(place, &turn.members);
             return Ok(Action::Compute);
         }
         match self.open(ops, turn, place, input) {
-            Ok(staged) => self.site_mut(place).state = State::Open(staged),
+            Ok(staged) => {
+                self.site_mut(place).state = State::Open(staged);
+                self.n_open += 1;
+            }
             Err(error) => {
                 // Some of what is kept may be newer than the rest: none of it is of use.
                 turn.veto.get_or_insert(Reason::Memory);
                 self.land();
-                turn.members.iter().for_each(|member| self.forget_at(place.number, *member));
+                turn.members.iter().for_each(|member| self.lose(place.number, *member));
                 self.reclaim();
                 return Err(error);
             }
         }
-        self.tidy_pool();
         Ok(Action::Compute)
     }
 
@@ -252,19 +266,24 @@ impl<O: Ops> Group<O> {
             committed.into_iter().for_each(|branch| self.branches[branch].reference = position);
         }
         self.keep_lagged(turn);
+        if !computes {
+            // What was in flight makes room for what waits.
+            self.land();
+        }
         let mut staged = Vec::new();
         for (k, member) in turn.members.iter().enumerate() {
             if !self.keeps(*member) {
                 continue;
             }
             let input = input.get(k).unwrap_or(&Rows::NONE);
-            let shapes = input.iter().map(|(view, _)| view.shape()).enumerate();
-            let shapes = History::<O>::staging(&self.policy.keep, shapes);
-            let take = |shape| self.pool.take(ops, shape);
-            let buffers = shapes.into_iter().map(take).collect::<Result<Vec<_>>>()?;
             let history = &mut self.sites[place.number].histories[*member];
-            history.open(ops, &mut self.pool, place.entry, input, &buffers)?;
-            staged.push(buffers);
+            match history.open(ops, &mut self.pool, place.entry, input) {
+                Ok(buffers) => staged.push(buffers),
+                Err(error) => {
+                    staged.into_iter().flatten().for_each(|buffer| self.pool.give(buffer));
+                    return Err(error);
+                }
+            }
         }
         Ok(staged)
     }
@@ -296,8 +315,12 @@ impl<O: Ops> Group<O> {
             result = result.and(history.close(ops, &mut self.pool, step, out, staged));
         }
         staged.into_iter().flatten().for_each(|buffer| self.pool.give(buffer));
+        self.n_open -= 1;
         if result.is_err() {
-            kept.iter().for_each(|(member, _)| self.reshape(place, *member));
+            for (member, _) in &kept {
+                self.reshape(place, *member);
+                self.lose(place.number, *member);
+            }
         }
         result
     }
