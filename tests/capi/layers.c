@@ -649,9 +649,9 @@ static void rows_of_shapes_that_make_no_sense_are_refused(void)
     REFUSED(DC_ERR_ARG, "hook is 12", "8", row.hook = DC_HOOK_LAYERS | DC_HOOK_MODEL);
     REFUSED(DC_ERR_ARG, "kind is 4", "MLP", row.kind = 4);
     REFUSED(DC_ERR_ARG, "kind is 4294967295", "MLP", row.kind = UINT32_MAX);
-    REFUSED(DC_ERR_ARG, "count is 2", "DC_HOOK_LAYERS", row.hook = DC_HOOK_EACH; row.kind = 0);
+    REFUSED(DC_ERR_ARG, "count is 2", "layers and blocks", row.hook = DC_HOOK_MODEL; row.kind = 0);
     REFUSED(DC_ERR_ARG, "kind is 3", "DC_HOOK_LAYERS", row.hook = DC_HOOK_EACH; row.count = 1);
-    REFUSED(DC_ERR_ARG, "count is 2", "DC_HOOK_LAYERS", row.hook = DC_HOOK_GUIDE; row.kind = 0);
+    REFUSED(DC_ERR_ARG, "count is 2", "layers and blocks", row.hook = DC_HOOK_GUIDE; row.kind = 0);
     REFUSED(DC_ERR_ARG, "count is 4294967295", "allowed is up to", row.count = UINT32_MAX);
     REFUSED(DC_ERR_ARG, "branch is 2", "n_branches is 2", row.branch = 2);
     REFUSED(DC_ERR_ARG, "n is 0", "4", row.n = 0);

@@ -391,7 +391,7 @@ static void combinations_that_can_never_skip_are_refused_with_the_reason(void)
         {"fbcache,front_blocks=0", DC_ERR_ARG, "front_blocks is 0", "rule=change"},
         {"fbcache,scope=block,front_blocks=0", DC_ERR_ARG, "front_blocks is 0", "rule=change"},
         {"none,rule=schedule", DC_ERR_ARG, "rule=schedule", "every"},
-        {"none,rule=schedule,every=1", DC_ERR_ARG, "rule=schedule", "every=2"},
+        {"none,rule=schedule,every=1", DC_ERR_ARG, "every is 1", "2 and above"},
         {"none,rule=schedule,window=0.1:0.8", DC_ERR_ARG, "rule=schedule", "mask"},
         {"mask", DC_ERR_ARG, "mask", "rule=schedule"},
         {"mask,mask=111", DC_ERR_ARG, "mask with a 0", "rule=schedule"},
