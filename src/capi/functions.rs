@@ -641,7 +641,8 @@ fn with_broken(cache: *const dc_cache_t, f: impl FnOnce(&mut Entry) -> bool) -> 
 /// the engine does not ask about always compute.
 ///
 /// All layers of a kind share one decision per pass; each keeps its own outputs for each branch. A
-/// layer of which nothing is kept yet computes by itself.
+/// layer of which nothing is kept yet computes by itself. (Among ranks, a value that one of them has
+/// lost makes all of them compute.)
 ///
 /// `layer` is the engine's number, below n_layers and unique in the model; `out` is where its output
 /// goes: one tensor, or several (a joint attention's image and text). DC_COMPUTE: run the layer, then

@@ -445,8 +445,9 @@ pub struct dc_options_t {
     /// 1 = layers are skipped only in steps in which guidance leaves the unconditional branch out.
     /// Nothing is then kept of that branch. Without effect if guidance is off.
     pub cond_only: u32,
-    /// Low and high: skip only while low < timestep / timestep_max < high, so 1 is pure noise (and what
-    /// others write as 100 to 800 is "0.1:0.8"). Both 0 ("none") = always. For layers this is what a kind has that has none itself.
+    /// Low and high: skip only while low < timestep / timestep_max < high, so 1 is pure noise, and what
+    /// others write as 100 to 800 is "0.1:0.8". Both 0 ("none") = always. For layers this is what a
+    /// kind has that has none itself.
     pub window: [f64; 2],
     /// "spatial.every", "temporal.every", "cross.every", "mlp.every": of a kind. 0 ("auto") = every.
     pub kind_every: [u32; DC_MAX_KINDS],
