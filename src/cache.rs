@@ -165,12 +165,20 @@ impl OpenRun {
             cond_only: None,
         }
     }
-}
 
-impl OpenRun {
     fn pass_of(&self, info: &PassInfo) -> Pass {
         let timestep = (info.flags & flag::TIMESTEP != 0).then_some(info.timestep);
         self.pass(info.step, info.flags, timestep)
+    }
+
+    /// A coming pass: the one that is asked about, or one of which but the step is known.
+    fn coming(&self, asked: Pass, step: u32) -> Pass {
+        if step == asked.step { asked } else { self.pass(step, 0, None) }
+    }
+
+    /// Step that a branch has not evaluated yet.
+    fn next(&self, branch: usize) -> u32 {
+        self.last[branch].map_or(self.first_step, |last| last.saturating_add(1))
     }
 }
 

@@ -94,10 +94,7 @@ impl<O: Ops> Cache<O> {
         let Some(info) = info else {
             return Ok(group.peek_open(&mut self.ops, place));
         };
-        let next = info
-            .branches
-            .iter()
-            .map(|b| run.last[*b].map_or(run.first_step, |s| s.saturating_add(1)));
+        let next = info.branches.iter().map(|branch| run.next(*branch));
         let next = next.max().unwrap_or(run.first_step);
         if info.step < next {
             bail!(State, "step {} has been evaluated; the next one is {next}", info.step);
@@ -105,17 +102,19 @@ impl<O: Ops> Cache<O> {
         if info.flags & (flag::FORGET | flag::COMPUTE) != 0 {
             return Ok(Some(Action::Compute));
         }
-        let guidance = self.guidance.as_ref();
         let uncond = self.engine.uncond;
         let with_uncond = info.branches.contains(&uncond);
         let asked = run.pass_of(&info);
-        let passes = |step| if step == asked.step { asked } else { run.pass(step, 0, None) };
-        let left_out = guidance
-            .and_then(|guidance| guidance.forecast(run.first_step).at(asked.step, passes))
-            .map(is_skip);
-        let cond_only = if with_uncond { Some(false) } else { left_out };
+        let passes = |step| run.coming(asked, step);
+        let forecast = || self.guidance.as_ref().map(|guidance| guidance.forecast(run.first_step));
+        let cond_only = match with_uncond {
+            true => Some(false),
+            false => {
+                forecast().and_then(|mut forecast| forecast.at(asked.step, passes)).map(is_skip)
+            }
+        };
         let pass = Pass { cond_only, ..asked };
-        let mut forecast = guidance.map(|guidance| guidance.forecast(run.first_step));
+        let mut forecast = forecast();
         let stacks = self.engine.max_stacked > 1 && forecast.is_some();
         let at = |step| {
             let left_out = match &mut forecast {
@@ -157,8 +156,7 @@ impl<O: Ops> Cache<O> {
         if flags & (flag::FORGET | flag::COMPUTE) != 0 {
             return Ok(Some(Action::Compute));
         }
-        let at = |step| if step == asked.step { asked } else { run.pass(step, 0, None) };
-        Ok(guidance.forecast(run.first_step).at(asked.step, at))
+        Ok(guidance.forecast(run.first_step).at(asked.step, |step| run.coming(asked, step)))
     }
 
     /// A layer that was never asked about: nothing is kept of it, so it computes when it comes.
@@ -166,10 +164,7 @@ impl<O: Ops> Cache<O> {
         let (Some(info), Some(run)) = (info, &self.run) else {
             return Ok(Some(Action::Compute));
         };
-        let next = |branch: &usize| {
-            run.last[*branch].map_or(run.first_step, |last| last.saturating_add(1))
-        };
-        let first = info.branches.iter().any(|branch| info.step <= next(branch));
+        let first = info.branches.iter().any(|branch| info.step <= run.next(*branch));
         let none = !self.groups.iter().any(|g| matches!(g.policy().scope, Scope::Layers { .. }));
         Ok((first || none).then_some(Action::Compute))
     }
