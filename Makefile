@@ -71,13 +71,13 @@ tools-test:
 	@.ci/bootstrap $(TARGET)/tools cmake ninja valgrind pkg-config rustfmt clippy
 
 lint:
-	@if $(CARGO) fmt --version >/dev/null 2>&1; then set -x; $(CARGO) fmt --check; else echo "SKIPPED: format (no rustfmt)"; fi
-	@if $(CARGO) clippy --version >/dev/null 2>&1; then set -x; $(CARGO) clippy --all-targets -- -D warnings; \
+	@if $(CARGO) fmt --version >/dev/null 2>&1; then set -x; $(CARGO) fmt --all --check; else echo "SKIPPED: format (no rustfmt)"; fi
+	@if $(CARGO) clippy --version >/dev/null 2>&1; then set -x; $(CARGO) clippy --workspace --all-targets -- -D warnings; \
 	else echo "SKIPPED: lints (no clippy)"; fi
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --quiet
 
 test-rust:
-	$(CARGO) test
+	$(CARGO) test --workspace
 
 # The C and C++ programs are an outside project: they see an installed prefix and never this source tree.
 prefix: build
