@@ -18,8 +18,8 @@ export CMAKE_GENERATOR := Ninja
 
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: help build install demo test bench header clean \
-        install-files tools-demo tools-test lint test-rust prefix test-plain test-valgrind run-valgrind test-sanitize
+.PHONY: help build install demo test bench header ptx clean \
+        install-files tools-demo tools-test lint test-ptx test-rust prefix test-plain test-valgrind run-valgrind test-sanitize
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -62,7 +62,7 @@ demo: tools-demo prefix ## sample a small diffusion model with every method: a t
 
 # ---- tests --------------------------------------------------------------------------------------------------------
 
-test: tools-test lint test-rust test-plain test-valgrind test-sanitize ## all tests: Rust, then C and C++ plain, under valgrind and sanitizers
+test: tools-test lint test-ptx test-rust test-plain test-valgrind test-sanitize ## all tests: Rust, then C and C++ plain, under valgrind and sanitizers
 
 # Installs what is missing; silent when nothing is.
 tools-demo:
@@ -75,6 +75,10 @@ lint:
 	@if $(CARGO) clippy --version >/dev/null 2>&1; then set -x; $(CARGO) clippy --workspace --all-targets -- -D warnings; \
 	else echo "SKIPPED: lints (no clippy)"; fi
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --quiet
+
+# The kernels' PTX is what its sources compile to, and every GPU it is for has an assembler that takes it.
+test-ptx:
+	scripts/ptx.py --check
 
 test-rust:
 	$(CARGO) test --workspace
@@ -121,6 +125,9 @@ test-sanitize: tools-test
 
 bench: ## criterion benchmarks: calls, measure and combine beside a plain read and copy
 	$(CARGO) bench
+
+ptx: ## compile kernels/*.cu to kernels/ptx anew (no GPU and no CUDA toolkit needed)
+	scripts/ptx.py
 
 header: ## write include/diffcache.h anew from the Rust documentation
 	DC_WRITE_HEADER=1 $(CARGO) test --test header

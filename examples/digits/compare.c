@@ -70,8 +70,7 @@ typedef struct {
     double rival_psnr;
 } row;
 
-/* Peak signal-to-noise ratio of n values against `exact` in dB, both clamped to -1..1. Infinite if they are equal. */
-static double psnr(const float *images, const float *exact, int n)
+double psnr(const float *images, const float *exact, int n)
 {
     double sum = 0;
     for (int i = 0; i < n; i++) {
@@ -248,6 +247,8 @@ static void print_table(const row *rows, int n, int repeat)
            rows[0].sampling.batch, rows[0].sampling.steps, repeat);
     const sampling_cost *plain = &rows[0].cost;
     double work = (double)full_work(&rows[0].sampling) / (2 * rows[0].sampling.batch);
+    if (rows[0].sampling.model->maths->backend != DC_BACKEND_CPU)
+        return; /* where work is only queued, the time of a part is not known */
     printf("Without a cache %.0f%% of the time and %.0f%% of the work is attention, %.0f%% and %.0f%% MLPs.\n",
            100 * plain->part_seconds[DIT_ATTENTION] / plain->seconds, 100 * DIT_BLOCKS * DIT_WORK_ATTENTION / work,
            100 * plain->part_seconds[DIT_MLP] / plain->seconds, 100 * DIT_BLOCKS * DIT_WORK_MLP / work);

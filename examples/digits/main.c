@@ -3,6 +3,7 @@
 #include "compare.h"
 #include "safetensors.h"
 #include "sheet.h"
+#include "smoke.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -14,6 +15,8 @@ static const char HELP[] =
     "  --cache TEXT       how to cache, for example \"fbcache,threshold=0.1\" (default: not at all)\n"
     "  --compare          every method: a table, and a contact sheet of ten pictures each with their errors\n"
     "  --check VECTOR     compare the model with PyTorch's output in the file VECTOR\n"
+    "  --smoke            compare some short runs with the CPU's\n"
+    "  --backend NAME     \"cpu\" or \"cuda\": where the model runs, and the cache (cpu)\n"
     "  --trace            print every decision of the cache, and why\n"
     "  --steps N          sampling steps (50)\n"
     "  --batch N          pictures: 0, 1, ... 9, 0, 1, ... (32)\n"
@@ -28,7 +31,7 @@ static const char HELP[] =
 typedef struct {
     sampling sampling;
     const char *cache, *check, *weights, *out;
-    bool compare, trace;
+    bool compare, smoke, trace, cuda;
     int repeat;
 } arguments;
 
@@ -40,6 +43,10 @@ static bool parse(int argc, char **argv, arguments *a)
         char *end = NULL;
         if (strcmp(option, "--compare") == 0) {
             a->compare = true;
+            continue;
+        }
+        if (strcmp(option, "--smoke") == 0) {
+            a->smoke = true;
             continue;
         }
         if (strcmp(option, "--trace") == 0) {
@@ -61,6 +68,8 @@ static bool parse(int argc, char **argv, arguments *a)
             a->weights = value;
         else if (strcmp(option, "--out") == 0)
             a->out = value;
+        else if (strcmp(option, "--backend") == 0 && (strcmp(value, "cpu") == 0 || strcmp(value, "cuda") == 0))
+            a->cuda = value[1] == 'u';
         else if (strcmp(option, "--steps") == 0 && is_count && number <= DC_MAX_STEPS)
             a->sampling.steps = (int)number;
         else if (strcmp(option, "--batch") == 0 && is_count && number <= 4096)
@@ -83,39 +92,60 @@ static bool parse(int argc, char **argv, arguments *a)
     return true;
 }
 
+/* The velocities of n images. All pointers are to the device's memory. */
+static void evaluate(const dit_model *model, const float *images, const float *t, const int *labels, int n,
+                     float *velocity)
+{
+    const maths *m = model->maths;
+    size_t size = sizeof(float) * (size_t)n;
+    float *x = m->allocate(size * DIT_TOKENS * DIT_WIDTH), *out = m->allocate(size * DIT_TOKENS * DIT_WIDTH);
+    float *condition = m->allocate(size * DIT_WIDTH), *modulation = m->allocate(size * DIT_MODULATION);
+    dit_embed(model, images, t, labels, n, x, condition);
+    for (int i = 0; i < DIT_BLOCKS; i++) {
+        dit_modulate(model, i, condition, n, modulation);
+        dit_attention(model, i, x, modulation, n, out);
+        dit_add(model, DIT_ATTENTION, modulation, n, out, x);
+        dit_mlp(model, i, x, modulation, n, out);
+        dit_add(model, DIT_MLP, modulation, n, out, x);
+    }
+    dit_velocity(model, x, condition, n, velocity);
+    m->release(x), m->release(out), m->release(condition), m->release(modulation);
+}
+
+/* A copy in the device's memory. */
+static void *to_device(const maths *m, const void *host, size_t size)
+{
+    void *memory = m->allocate(size);
+    m->upload(memory, host, size);
+    return memory;
+}
+
 /* The model against PyTorch: the largest difference, relative to the largest output. */
 static int check(const dit_model *model, const char *path)
 {
     const float limit = 1e-3f;
+    const maths *m = model->maths;
     safetensors file;
     if (!safetensors_open(&file, path))
         return 1;
-    size_t n = safetensors_count(&file, "t");
+    size_t n = safetensors_count(&file, "t"), size = sizeof(float) * n;
     float *images = allocate(n * DIT_PIXELS + 1, sizeof(float)), *expected = allocate(n * DIT_PIXELS + 1, sizeof(float));
-    float *velocity = allocate(n * DIT_PIXELS + 1, sizeof(float)), *t = allocate(n + 1, sizeof(float));
-    float *label = allocate(n + 1, sizeof(float)), *condition = allocate(n * DIT_WIDTH + 1, sizeof(float));
-    float *modulation = allocate(n * DIT_MODULATION + 1, sizeof(float));
-    float *x = allocate(n * DIT_TOKENS * DIT_WIDTH + 1, sizeof(float));
-    float *out = allocate(n * DIT_TOKENS * DIT_WIDTH + 1, sizeof(float));
+    float *t = allocate(n + 1, sizeof(float)), *label = allocate(n + 1, sizeof(float));
     int *labels = allocate(n + 1, sizeof(int));
     bool ok = safetensors_read(&file, "x", images, n * DIT_PIXELS) && safetensors_read(&file, "t", t, n) &&
               safetensors_read(&file, "label", label, n) && safetensors_read(&file, "velocity", expected, n * DIT_PIXELS);
     if (ok) {
         for (size_t i = 0; i < n; i++)
             labels[i] = (int)label[i];
-        dit_embed(model, images, t, labels, (int)n, x, condition);
-        for (int i = 0; i < DIT_BLOCKS; i++) {
-            dit_modulate(model, i, condition, (int)n, modulation);
-            dit_attention(model, i, x, modulation, (int)n, out);
-            dit_add(DIT_ATTENTION, modulation, (int)n, out, x);
-            dit_mlp(model, i, x, modulation, (int)n, out);
-            dit_add(DIT_MLP, modulation, (int)n, out, x);
-        }
-        dit_velocity(model, x, condition, (int)n, velocity);
+        float *x = to_device(m, images, size * DIT_PIXELS), *times = to_device(m, t, size);
+        int *digits = to_device(m, labels, sizeof(int) * n);
+        evaluate(model, x, times, digits, (int)n, x);
+        m->download(images, x, size * DIT_PIXELS);
+        m->release(x), m->release(times), m->release(digits);
         float largest = 0, error = 0;
         for (size_t i = 0; i < n * DIT_PIXELS; i++) {
             largest = fmaxf(largest, fabsf(expected[i]));
-            float d = fabsf(velocity[i] - expected[i]);
+            float d = fabsf(images[i] - expected[i]);
             error = d <= error ? error : d; /* NaN stays */
         }
         error /= largest;
@@ -123,8 +153,7 @@ static int check(const dit_model *model, const char *path)
         printf("%zu pictures: largest error %.2g of the largest output, %s the limit of %g\n", n, (double)error,
                ok ? "within" : "over", (double)limit);
     }
-    free(images), free(expected), free(velocity), free(t), free(label), free(condition), free(modulation);
-    free(x), free(out), free(labels);
+    free(images), free(expected), free(t), free(label), free(labels);
     safetensors_close(&file);
     return ok ? 0 : 1;
 }
@@ -217,6 +246,16 @@ static int draw(const arguments *a)
     return code;
 }
 
+static int smoke_on(const dit_model *model, const char *weights)
+{
+    dit_model reference;
+    if (!dit_load(&reference, maths_cpu(), weights))
+        return 1;
+    int code = smoke(model, &reference);
+    dit_free(&reference);
+    return code;
+}
+
 int main(int argc, char **argv)
 {
     arguments a = {.sampling = {.steps = 50, .batch = 32, .guidance = 3}, .weights = DIGITS_WEIGHTS, .out = "digits.png"};
@@ -226,13 +265,15 @@ int main(int argc, char **argv)
     }
     if (!parse(argc, argv, &a))
         return 2;
+    const maths *maths = a.cuda ? maths_cuda() : maths_cpu();
     dit_model model;
-    if (!dit_load(&model, a.weights))
+    if (!maths || !dit_load(&model, maths, a.weights))
         return 1;
     a.sampling.model = &model;
     if (a.repeat == 0)
         a.repeat = a.compare ? 3 : 1;
     int code = a.check     ? check(&model, a.check)
+               : a.smoke   ? smoke_on(&model, a.weights)
                : a.compare ? compare(&a.sampling, a.cache, a.repeat, a.out)
                            : draw(&a);
     dit_free(&model);

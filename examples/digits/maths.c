@@ -2,11 +2,14 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* One binary for every x86-64: the loader picks AVX-512, AVX2 or SSE2. (Address sanitisers and the resolvers that do
  * the picking do not mix.) Elsewhere the compiler's target decides. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && \
+    !defined(__SANITIZE_ADDRESS__)
 #define EVERY_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define EVERY_CPU
@@ -21,7 +24,8 @@
 enum { ROWS = 8, WIDE = 16, NARROW = 4 }; /* ROWS x WIDE sums stay in registers: 8 of AVX-512, 16 of AVX2 */
 
 /* ROWS rows of the product. `columns` is a constant after inlining, so that the sums need no memory. */
-INLINE void tile(int columns, int k, const float *a, int lda, const float *b, int ldb, const float *bias, float *c, int ldc)
+INLINE void tile(int columns, int k, const float *a, int lda, const float *b, int ldb, const float *bias, float *c,
+                 int ldc)
 {
     float sum[ROWS][WIDE];
     for (int i = 0; i < ROWS; i++)
@@ -39,7 +43,8 @@ INLINE void tile(int columns, int k, const float *a, int lda, const float *b, in
 }
 
 /* What does not fill a tile. */
-INLINE void edge(int m, int n, int k, const float *a, int lda, const float *b, int ldb, const float *bias, float *c, int ldc)
+INLINE void edge(int m, int n, int k, const float *a, int lda, const float *b, int ldb, const float *bias, float *c,
+                 int ldc)
 {
     for (int i = 0; i < m; i++) {
         for (int j = 0; j < n; j++)
@@ -52,8 +57,10 @@ INLINE void edge(int m, int n, int k, const float *a, int lda, const float *b, i
     }
 }
 
+/* c[m][n] = a[m][k] * b[k][n] + bias[n]. lda, ldb, ldc: elements from one row to the next. bias: null = zeros. */
 EVERY_CPU
-void gemm(int m, int n, int k, const float *a, int lda, const float *b, int ldb, const float *bias, float *c, int ldc)
+static void gemm(int m, int n, int k, const float *a, int lda, const float *b, int ldb, const float *bias, float *c,
+                 int ldc)
 {
     int rows = m - m % ROWS, j = 0;
     edge(m - rows, n, k, a + rows * lda, lda, b, ldb, bias, c + rows * ldc, ldc);
@@ -86,8 +93,9 @@ INLINE float fast_exp(float x)
     return p * power.value;
 }
 
+/* Each row of x[rows][columns] becomes exp(row) / sum(exp(row)). */
 EVERY_CPU
-void softmax(float *x, int rows, int columns)
+static void softmax(float *x, int rows, int columns)
 {
     for (float *end = x + rows * columns; x < end; x += columns) {
         float top = x[0], sum = 0;
@@ -103,7 +111,7 @@ void softmax(float *x, int rows, int columns)
 }
 
 EVERY_CPU
-void normalise(const float *x, int rows, int columns, const float *scale, const float *shift, float *out)
+static void normalise_picture(int rows, int columns, const float *x, const float *scale, const float *shift, float *out)
 {
     for (int i = 0; i < rows; i++, x += columns, out += columns) {
         float sum = 0, squares = 0;
@@ -121,7 +129,7 @@ void normalise(const float *x, int rows, int columns, const float *scale, const 
 }
 
 EVERY_CPU
-void add_gated(float *x, int rows, int columns, const float *gate, const float *y)
+static void add_gated_picture(int rows, int columns, const float *gate, const float *y, float *x)
 {
     for (int i = 0; i < rows; i++, x += columns, y += columns)
         for (int j = 0; j < columns; j++)
@@ -129,18 +137,136 @@ void add_gated(float *x, int rows, int columns, const float *gate, const float *
 }
 
 EVERY_CPU
-void silu(float *x, int n)
+static void silu(int count, float *x)
 {
 #pragma omp simd
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < count; i++)
         x[i] /= 1 + fast_exp(-x[i]);
 }
 
 EVERY_CPU
-void gelu(float *x, int n)
+static void gelu(int count, float *x)
 {
     /* 0.5 x (1 + tanh(u)) = x / (1 + exp(-2u)) with u = sqrt(2/pi) (x + 0.044715 x^3) */
 #pragma omp simd
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < count; i++)
         x[i] /= 1 + fast_exp(-1.59576912f * (x[i] + 0.044715f * x[i] * x[i] * x[i]));
+}
+
+/* ---- the operations on several pictures ---- */
+
+static void linear(int rows, int in, int out, const float *x, const float *weight, const float *bias, float *y)
+{
+    gemm(rows, out, in, x, in, weight, out, bias, y, out);
+}
+
+/* One head of one picture. */
+static void attention_head(int tokens, int size, int width, const float *q, float *out)
+{
+    const float *k = q + width, *v = k + width;
+    float keys[size * tokens], scores[tokens * tokens];
+    for (int i = 0; i < tokens; i++)
+        for (int j = 0; j < size; j++)
+            keys[j * tokens + i] = k[i * 3 * width + j] / sqrtf((float)size);
+    gemm(tokens, tokens, size, q, 3 * width, keys, tokens, NULL, scores, tokens);
+    softmax(scores, tokens, tokens);
+    gemm(tokens, size, tokens, scores, tokens, v, 3 * width, NULL, out, width);
+}
+
+static void attention(int n, int tokens, int heads, int width, const float *qkv, float *out)
+{
+    int size = width / heads;
+    for (int s = 0; s < n; s++, qkv += tokens * 3 * width, out += tokens * width)
+        for (int h = 0; h < heads; h++)
+            attention_head(tokens, size, width, qkv + h * size, out + h * size);
+}
+
+static void normalise(int n, int rows, int columns, const float *x, const float *scale, const float *shift, int stride,
+                      float *out)
+{
+    for (int s = 0; s < n; s++, x += rows * columns, scale += stride, shift += stride, out += rows * columns)
+        normalise_picture(rows, columns, x, scale, shift, out);
+}
+
+static void add_gated(int n, int rows, int columns, const float *gate, int stride, const float *y, float *x)
+{
+    for (int s = 0; s < n; s++, gate += stride, y += rows * columns, x += rows * columns)
+        add_gated_picture(rows, columns, gate, y, x);
+}
+
+static void add(int n, int count, const float *y, float *x)
+{
+    for (int s = 0; s < n; s++, x += count)
+        for (int i = 0; i < count; i++)
+            x[i] += y[i];
+}
+
+static void add_chosen(int rows, int columns, const float *table, const int *index, float *x)
+{
+    for (int row = 0; row < rows; row++)
+        add(1, columns, table + index[row] * columns, x + row * columns);
+}
+
+static void permute(int n, int count, const float *x, const int *order, float *out)
+{
+    for (int s = 0; s < n; s++, x += count, out += count)
+        for (int i = 0; i < count; i++)
+            out[i] = x[order[i]];
+}
+
+static void waves(int n, int count, const float *t, const float *frequency, float *out)
+{
+    for (int s = 0; s < n; s++, out += 2 * count)
+        for (int i = 0; i < count; i++) {
+            float angle = 1000 * t[s] * frequency[i];
+            out[i] = cosf(angle);
+            out[count + i] = sinf(angle);
+        }
+}
+
+static void advance(int count, float dt, float guidance, const float *uncond, const float *cond, float *x)
+{
+    for (int i = 0; i < count; i++)
+        x[i] += dt * (uncond[i] + guidance * (cond[i] - uncond[i]));
+}
+
+/* ---- memory ---- */
+
+void *allocate(size_t count, size_t size)
+{
+    void *memory = malloc(count * size);
+    if (!memory) {
+        fprintf(stderr, "out of memory\n");
+        exit(1);
+    }
+    return memory;
+}
+
+static void *allocate_bytes(size_t size) { return allocate(size, 1); }
+
+static void copy(void *to, const void *from, size_t size) { memcpy(to, from, size); }
+
+const maths *maths_cpu(void)
+{
+    static const maths CPU = {
+        .backend = DC_BACKEND_CPU,
+        .at_once = 1,
+        .allocate = allocate_bytes,
+        .release = free,
+        .upload = copy,
+        .download = copy,
+        .copy = copy,
+        .linear = linear,
+        .attention = attention,
+        .normalise = normalise,
+        .add_gated = add_gated,
+        .add = add,
+        .add_chosen = add_chosen,
+        .permute = permute,
+        .silu = silu,
+        .gelu = gelu,
+        .waves = waves,
+        .advance = advance,
+    };
+    return &CPU;
 }

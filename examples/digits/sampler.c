@@ -4,37 +4,31 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
 /* The branches of classifier-free guidance. The cache keeps a state for each. */
 enum { COND = 0, UNCOND = 1, BRANCHES = 2 };
 
-/* What the passes of one run share. Rows: those of the pass's first branch, then those of the second. */
+/* What the passes of one run share. Rows: those of the pass's first branch, then those of the second. What follows
+ * `host_labels` is in the device's memory. */
 typedef struct {
     const sampling *set;
+    const maths *maths;
     dc_cache_t *cache;
     sampling_cost *cost;
+    bool warned;
     uint64_t *work;    /* of the current step */
+    float *host_t;     /* [rows] as below, on their way there */
+    int *host_labels;  /* [rows] */
     float *images;     /* [rows][DIT_PIXELS] what the model is given */
+    float *velocity;   /* [rows][DIT_PIXELS] what it says */
     float *t;          /* [rows] */
     int *labels;       /* [rows] */
     float *condition;  /* [rows][DIT_WIDTH] */
     float *modulation; /* [rows][DIT_MODULATION] of the current block */
     float *x;          /* [rows][DIT_TOKENS][DIT_WIDTH] hidden states */
     float *out;        /* [rows][DIT_TOKENS][DIT_WIDTH] of an attention or MLP */
-    bool warned;
 } run_state;
-
-void *allocate(size_t count, size_t size)
-{
-    void *memory = malloc(count * size);
-    if (!memory) {
-        fprintf(stderr, "out of memory\n");
-        exit(1);
-    }
-    return memory;
-}
 
 static double now(void)
 {
@@ -86,9 +80,12 @@ dc_cache_t *open_cache(const sampling *s, const char *text)
     dc_engine_t engine;
     dc_options_t options;
     dc_cache_t *cache = NULL;
-    if (dc_engine_init(&engine, sizeof engine) || dc_options_init(&options, sizeof options, NULL) ||
-        dc_options_parse(&options, text))
+    const maths *maths = s->model->maths;
+    if (dc_backend_prepare(maths->backend, maths->device) || dc_engine_init(&engine, sizeof engine) ||
+        dc_options_init(&options, sizeof options, NULL) || dc_options_parse(&options, text))
         return NULL;
+    engine.backend = maths->backend;
+    engine.device = maths->device;
     engine.hooks = DC_HOOK_EACH | DC_HOOK_LAYERS | DC_HOOK_MODEL | DC_HOOK_GUIDE; /* all that are called below */
     engine.n_blocks = DIT_BLOCKS;
     engine.n_layers = DIT_BLOCKS * DIT_PARTS;
@@ -118,6 +115,7 @@ static dc_status_t begin_run(run_state *r, const float *times)
     run.timestep_max = 1;
     run.shapes = shapes;
     run.n_shapes = sizeof shapes / sizeof *shapes;
+    run.stream = r->maths->stream;
     return dc_cache_begin_run(r->cache, &run);
 }
 
@@ -169,7 +167,7 @@ static void run_block(run_state *r, uint32_t i, int rows)
             run_part(r, part, (int)i, rows);
             dc_cache_after_layer(r->cache, layer, &out, 1);
         }
-        dit_add(part, r->modulation, rows, r->out, r->x);
+        dit_add(r->set->model, part, r->modulation, rows, r->out, r->x);
     }
 }
 
@@ -198,14 +196,16 @@ static dc_status_t run_model(run_state *r, const dc_pass_t *pass, int rows, floa
 /* The velocities of `images` in the pass's branches: velocity[n_branches][batch][DIT_PIXELS]. */
 static void evaluate(run_state *r, dc_pass_t pass, float t, const float *images, float *velocity)
 {
-    const sampling *s = r->set;
-    int rows = (int)pass.n_branches * s->batch;
+    const maths *m = r->maths;
+    int batch = r->set->batch, rows = (int)pass.n_branches * batch;
     for (int row = 0; row < rows; row++) {
-        int picture = row % s->batch;
-        memcpy(r->images + row * DIT_PIXELS, images + picture * DIT_PIXELS, sizeof(float) * DIT_PIXELS);
-        r->labels[row] = pass.branches[row / s->batch] == COND ? picture % 10 : DIT_NULL;
-        r->t[row] = t;
+        r->host_t[row] = t;
+        r->host_labels[row] = pass.branches[row / batch] == COND ? row % batch % 10 : DIT_NULL;
     }
+    m->upload(r->t, r->host_t, sizeof(float) * (size_t)rows);
+    m->upload(r->labels, r->host_labels, sizeof(int) * (size_t)rows);
+    for (int row = 0; row < rows; row += batch)
+        m->copy(r->images + row * DIT_PIXELS, images, sizeof(float) * (size_t)batch * DIT_PIXELS);
     dc_status_t status = run_model(r, &pass, rows, velocity);
     if (status == DC_ERR_DISCARD) { /* something was left out, but its result was not restored */
         pass.flags |= DC_PASS_COMPUTE;
@@ -223,8 +223,10 @@ static void evaluate_branches(run_state *r, uint32_t step, float t, const float 
     int batch = r->set->batch;
     float *uncond = velocity, *cond = velocity + batch * DIT_PIXELS;
     dc_tensor_t uncond_view = pictures(uncond, batch), cond_view = pictures(cond, batch);
-    dc_pass_t of_cond = DC_PASS_INIT, of_uncond = DC_PASS_INIT, of_both = DC_PASS_INIT;
-    of_cond.step = of_uncond.step = of_both.step = step;
+    dc_pass_t of_both = DC_PASS_INIT;
+    of_both.step = step;
+    of_both.stream = r->maths->stream;
+    dc_pass_t of_cond = of_both, of_uncond = of_both;
     of_both.n_branches = 2;
     of_cond.branches[0] = of_both.branches[1] = COND;
     of_uncond.branches[0] = of_both.branches[0] = UNCOND;
@@ -244,38 +246,55 @@ static void evaluate_branches(run_state *r, uint32_t step, float t, const float 
     r->cost->unconds++;
 }
 
+static void allocate_rows(run_state *r)
+{
+    size_t rows = BRANCHES * (size_t)r->set->batch, size = sizeof(float) * rows;
+    r->host_t = allocate(rows, sizeof(float));
+    r->host_labels = allocate(rows, sizeof(int));
+    r->images = r->maths->allocate(size * DIT_PIXELS);
+    r->velocity = r->maths->allocate(size * DIT_PIXELS);
+    r->t = r->maths->allocate(size);
+    r->labels = r->maths->allocate(sizeof(int) * rows);
+    r->condition = r->maths->allocate(size * DIT_WIDTH);
+    r->modulation = r->maths->allocate(size * DIT_MODULATION);
+    r->x = r->maths->allocate(size * DIT_TOKENS * DIT_WIDTH);
+    r->out = r->maths->allocate(size * DIT_TOKENS * DIT_WIDTH);
+}
+
+static void release_rows(run_state *r)
+{
+    void *all[] = {r->images, r->velocity, r->t, r->labels, r->condition, r->modulation, r->x, r->out};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        r->maths->release(all[i]);
+    free(r->host_t), free(r->host_labels);
+}
+
 void sample(const sampling *s, dc_cache_t *cache, float *images, sampling_cost *cost)
 {
-    double start = now();
-    size_t batch = (size_t)s->batch, rows = BRANCHES * batch;
+    run_state r = {.set = s, .maths = s->model->maths, .cache = cache, .cost = cost};
+    int pixels = s->batch * DIT_PIXELS;
+    size_t size = sizeof(float) * (size_t)pixels;
+    float times[DC_MAX_STEPS + 1];
     *cost = (sampling_cost){0};
-    run_state r = {.set = s, .cache = cache, .cost = cost};
-    r.images = allocate(rows * DIT_PIXELS, sizeof(float));
-    r.t = allocate(rows, sizeof(float));
-    r.labels = allocate(rows, sizeof(int));
-    r.condition = allocate(rows * DIT_WIDTH, sizeof(float));
-    r.modulation = allocate(rows * DIT_MODULATION, sizeof(float));
-    r.x = allocate(rows * DIT_TOKENS * DIT_WIDTH, sizeof(float));
-    r.out = allocate(rows * DIT_TOKENS * DIT_WIDTH, sizeof(float));
-    float *velocity = allocate(rows * DIT_PIXELS, sizeof(float));
-    float *uncond = velocity, *cond = velocity + batch * DIT_PIXELS;
-    float *times = allocate((size_t)s->steps + 1, sizeof(float));
     for (int step = 0; step <= s->steps; step++)
         times[step] = 1 - (float)step / (float)s->steps;
-    for (size_t k = 0; k < batch; k++)
-        gaussian(s->seed, k, images + k * DIT_PIXELS, DIT_PIXELS);
+    allocate_rows(&r);
+    float *x = r.maths->allocate(size), *uncond = r.velocity, *cond = r.velocity + pixels;
 
+    double start = now();
+    for (int k = 0; k < s->batch; k++)
+        gaussian(s->seed, (uint64_t)k, images + k * DIT_PIXELS, DIT_PIXELS);
+    r.maths->upload(x, images, size);
     warn(&r, begin_run(&r, times) != DC_OK);
     for (int step = 0; step < s->steps; step++) {
         r.work = &cost->work[step];
-        evaluate_branches(&r, (uint32_t)step, times[step], images, velocity);
-        float dt = times[step + 1] - times[step];
-        for (size_t i = 0; i < batch * DIT_PIXELS; i++)
-            images[i] += dt * (uncond[i] + s->guidance * (cond[i] - uncond[i]));
+        evaluate_branches(&r, (uint32_t)step, times[step], x, r.velocity);
+        r.maths->advance(pixels, times[step + 1] - times[step], s->guidance, uncond, cond, x);
     }
     (void)dc_cache_end_run(cache);
-
-    free(r.images), free(r.t), free(r.labels), free(r.condition), free(r.modulation), free(r.x), free(r.out);
-    free(velocity), free(times);
+    r.maths->download(images, x, size);
     cost->seconds = now() - start;
+
+    r.maths->release(x);
+    release_rows(&r);
 }

@@ -36,7 +36,4 @@ dc_cache_t *open_cache(const sampling *s, const char *options);
 /* Draws images[batch][DIT_PIXELS], about -1..1. cache: null = none. */
 void sample(const sampling *s, dc_cache_t *cache, float *images, sampling_cost *cost);
 
-/* malloc that ends the program instead of returning null. */
-void *allocate(size_t count, size_t size);
-
 #endif
