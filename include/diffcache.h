@@ -9,7 +9,7 @@
  *
  *     dc_engine_t eng;                                        // what the engine is, by its author
  *     dc_engine_init(&eng, sizeof eng);
- *     eng.hooks = DC_HOOK_EACH;  eng.n_blocks = 57;
+ *     eng.hooks = DC_HOOK_EACH;  eng.n_blocks = 57;           // eng.backend = DC_BACKEND_CUDA;
  *     dc_options_t opt;                                       // what the user wants, as text
  *     dc_options_init(&opt, sizeof opt, "fbcache");
  *     dc_options_parse(&opt, user_text);                      // "dbcache,threshold=0.12"
@@ -19,7 +19,7 @@
  *     dc_run_t run = DC_RUN_INIT;  run.n_steps = n_steps;
  *     dc_cache_begin_run(c, &run);
  *     for (step = 0; step < n_steps; step++) {
- *         dc_pass_t pass = DC_PASS_INIT;  pass.step = step;
+ *         dc_pass_t pass = DC_PASS_INIT;  pass.step = step;   // pass.stream = stream;
  *         dc_cache_begin_pass(c, &pass);
  *         for (i = 0; i < n_blocks; i++)
  *             if (dc_cache_before_block(c, i, x, NULL, n) == DC_COMPUTE) {
@@ -35,9 +35,16 @@
  *  - Bad input is an error with a text (dc_last_error), never undefined; the pass then computes.
  *  - The library keeps copies, never the engine's pointers.
  *  - A decision is a function of data, never of timing: same inputs, same bytes, for any number of
- *    threads.
+ *    threads. Backends write the same bits; their sums differ by up to 1e-6 of themselves.
  *  - Memory is exact: with shapes given, all of it is taken in dc_cache_begin_run; without, in the
  *    first computed pass of each branch.
+ *  - On CUDA, `data` is device memory and work is queued on the stream of the pass, in the order of
+ *    the calls. Nothing waits but the call that needs a measured change to decide (dc_stats_t says
+ *    how long); with `lagged` that change is a step old. The thread's current context is on return
+ *    what it was. A stream that is being captured is left alone (DC_ERR_CAPTURE, everything
+ *    computes): a replay would not decide anew. Only a driver is needed, found at run time: 410 or
+ *    newer (450 from compute capability 8.0 on), and a GPU of compute capability 7.5 (Turing) or
+ *    newer.
  *  - Nothing calls abort, exit, or writes to stderr (but see dc_set_log). Callbacks must not throw.
  *
  * These calls serve every method that leaves out blocks. Methods for single layers and for guidance
@@ -77,8 +84,9 @@
 #define DC_KIND(kind) (0xffffff00u | (uint32_t)(kind))
 
 // dc_pass_t::stream: the caller has synchronised; the library works on a stream of its own, and
-// every call returns when its work is done. Any other value is a CUstream / cudaStream_t (null: the
-// legacy default stream). On the CPU every call returns when its work is done.
+// every call returns when its work is done. For engines that hide their streams. Any other value is
+// a CUstream / cudaStream_t (null: the legacy default stream, which streams made as non-blocking do
+// not wait for). On the CPU every call returns when its work is done.
 #define DC_STREAM_SYNC ((void *)-1)
 
 #define DC_VERSION_MAJOR 0
@@ -142,7 +150,9 @@
 // the memory of that copy.
 #define DC_ENGINE_KEEPS_INPUT 1
 
-// dc_tensor_t::flags: `data` is host memory although the backend is not the CPU.
+// dc_tensor_t::flags: `data` is host memory although the backend is not the CPU. It must be ready when
+// the call is made, and is written when it returns; the copies of it are kept in host memory.
+// Without effect on the CPU.
 #define DC_TENSOR_HOST 1
 
 // dc_pass_t::flags: the run's last step. Needed only if n_steps is unknown.
@@ -173,7 +183,7 @@ typedef enum dc_status {
     DC_ERR_SHAPE = -5,
     // The allocator returned null, or memory_budget would be exceeded.
     DC_ERR_MEMORY = -6,
-    // No device or driver, or an error of theirs.
+    // No device or driver, or an error of theirs; after one in a pass the rest of the run computes.
     DC_ERR_DEVICE = -7,
     // Known but not to be had: a hook the engine does not make, a backend, a dtype.
     DC_ERR_UNSUPPORTED = -8,
@@ -181,7 +191,8 @@ typedef enum dc_status {
     DC_ERR_VERSION = -9,
     // A bug in the library; the cache only computes from now on.
     DC_ERR_INTERNAL = -10,
-    // The stream is being captured.
+    // The stream is being captured, or is the legacy one while another is: the pass computes, and the
+    // capture goes on undisturbed.
     DC_ERR_CAPTURE = -11,
     // Only from dc_cache_end_pass: do not use this pass's output. Redo it with DC_PASS_COMPUTE.
     DC_ERR_DISCARD = -100,
@@ -197,7 +208,7 @@ typedef enum dc_action {
     DC_UNDECIDED = 2,
 } dc_action;
 
-// Values of dc_backend_t. This version has the CPU.
+// Values of dc_backend_t.
 typedef enum dc_backend {
     DC_BACKEND_CPU = 0,
     DC_BACKEND_CUDA = 1,
@@ -361,7 +372,8 @@ typedef struct dc_engine_t {
     uint32_t magic;
     // Default DC_BACKEND_CPU.
     dc_backend_t backend;
-    // CUDA ordinal; -1 (default) = the device of the current context. Unused on the CPU.
+    // CUDA ordinal; -1 (default) = that of the first stream's context, which for streams without one
+    // (null, per-thread) is the current context, else the primary one of device 0. Unused on the CPU.
     int32_t device;
     // DC_HOOK_* bits, required: the calls this engine makes. A method that needs another call is
     // refused by dc_cache_create().
@@ -384,19 +396,26 @@ typedef struct dc_engine_t {
     uint32_t max_stacked;
     // Bytes; 0 (default) = no limit.
     uint64_t memory_budget;
-    // Where kept tensors live; both or neither. Gives `size` bytes aligned to 256, or null. Called
-    // on the thread that called the library; must not throw, nor call back into this cache.
+    // Where kept tensors live; both or neither. Gives `size` bytes aligned to 256, or null: of the
+    // device, if there is one, for work that is queued on `stream` from here on. Called on the thread
+    // that called the library; must not throw, nor call back into this cache. Without: CUDA's
+    // stream-ordered allocator, or before CUDA 11.2 cuMemAlloc.
     void *(*mem_alloc)(void *user, size_t size, void *stream);
-    // Takes back what mem_alloc gave. `stream` may be null: all work is done.
+    // Takes back what mem_alloc gave: work that is queued on `stream` so far may still use it. In
+    // dc_cache_destroy(), and where a pass's stream was refused, that is a stream of the library's
+    // own (on the CPU null).
     void (*mem_free)(void *user, void *ptr, size_t size, void *stream);
     void *mem_user;
-    // Adds `n` doubles over the ranks that must agree on every decision, in place. Called on every
-    // rank exactly once per pass that could be skipped by facts all ranks share (limits, schedule,
-    // flags), and for layers once per kind, at the first layer of the pass; also by a rank on which
-    // something failed: it votes against. Only a pass that dc_cache_begin_pass refuses for its
-    // arguments does not vote, nor does guidance, whose schedule is the same on all ranks: let them
-    // agree that dc_cache_begin_run, given the shapes, succeeded on each, for nothing in guidance can
-    // fail after it. 0 = success.
+    // Adds `n` doubles over the ranks that must agree on every decision, in place; on CUDA in device
+    // memory, queued on `stream` without waiting (ncclAllReduce and its like). That is the stream of
+    // the pass, or where it was refused one of the library's own. Called on every rank exactly once
+    // per pass that could be skipped by facts all ranks share (limits, schedule, flags), and for
+    // layers once per kind, at the first layer of the pass; also by a rank on which something failed:
+    // it votes against. Three do not vote: a pass that dc_cache_begin_pass refuses for its arguments;
+    // a rank whose device is lost, or out of memory for its vote (dc_backend_prepare takes it); and
+    // guidance, whose schedule is the same on all ranks: let them agree that dc_cache_begin_run, given
+    // the shapes, succeeded on each, for nothing in guidance can fail after it. A pass that one rank
+    // must redo (DC_ERR_DISCARD), all must. 0 = success.
     int32_t (*reduce)(void *user, double *sums, size_t n, void *stream);
     void *reduce_user;
     // Begins every log line of this cache.
@@ -609,7 +628,7 @@ typedef struct dc_run_t {
     uint32_t n_shapes;
     // Given: all memory is taken here, or the call fails and the run computes.
     const dc_shape_t *shapes;
-    // Handed to mem_alloc.
+    // For those allocations; as in dc_pass_t.
     void *stream;
 } dc_run_t;
 
@@ -626,8 +645,8 @@ typedef struct dc_pass_t {
     uint32_t flags;
     // With DC_PASS_TIMESTEP.
     float timestep;
-    // The stream of this pass's work. The CPU backend works before a call returns and hands this
-    // to the callbacks only.
+    // The stream of this pass's work; see DC_STREAM_SYNC. Another one in another pass is fine. The
+    // CPU backend works before a call returns and hands this to the callbacks only.
     void *stream;
 } dc_pass_t;
 
@@ -662,7 +681,7 @@ typedef struct dc_stats_t {
     uint64_t bytes_held;
     uint64_t bytes_peak;
     uint64_t allocations;
-    // Time spent waiting for a device.
+    // Time spent waiting for a device: for measurements, and with DC_STREAM_SYNC for all work.
     uint64_t wait_ns;
     // NaN if nothing is measured.
     double threshold;
@@ -716,8 +735,11 @@ DC_API const char *dc_last_error(void);
 // is "error", "warn", "info" or "debug". For the whole process.
 DC_API void dc_set_log(dc_log_fn log, void *user, dc_log_level_t level);
 
-// Checks a backend and loads what it needs, so that no later call pays for it. `device` is a CUDA
-// ordinal, unused on the CPU.
+// Checks a backend and loads what it needs, so that no later call pays for it: on CUDA the driver,
+// the kernels (which the driver compiles the first time, and caches) and room for measurements, in
+// the current context if it is on `device`, else in its primary one. `device` is a CUDA ordinal, -1 =
+// as in dc_engine_t; unused on the CPU. A context holds about half a megabyte for measurements, and
+// more only where many are under way.
 DC_API DC_NODISCARD dc_status_t dc_backend_prepare(dc_backend_t backend, int32_t device);
 
 // ---- Engine and options --------------------------------------------------------------------
@@ -748,13 +770,13 @@ DC_API DC_NODISCARD dc_status_t dc_options_parse(dc_options_t *options,
 DC_API DC_NODISCARD dc_status_t dc_options_format(const dc_options_t *options, char *buf,
         size_t cap, size_t *len);
 
-// Exactly the bytes that mem_alloc will be asked for, given the shapes of all tensors; allocates
-// nothing. FBCache on B branches with an image stream of N and a text stream of E bytes holds
-// B(2N + E) + N, or B(2N + E) with DC_ENGINE_KEEPS_INPUT; passes that stack S branches hold SN in
-// place of the last N; an estimator of order n holds n(N + E) more for each branch. L layers with
-// outputs of A bytes hold BLA under PAB, BLA(n + 1) under TaylorSeer and HiCache, 2(B - 1)LA under
-// FasterCache, whose guidance holds 8 bytes for each element of a prediction (4 where low and high
-// are scaled alike).
+// Exactly the bytes that mem_alloc will be asked for, given the shapes of all tensors (and the heap,
+// for those of DC_TENSOR_HOST); allocates nothing. FBCache on B branches with an image stream of N
+// and a text stream of E bytes holds B(2N + E) + N, or B(2N + E) with DC_ENGINE_KEEPS_INPUT; passes
+// that stack S branches hold SN in place of the last N; an estimator of order n holds n(N + E) more
+// for each branch. L layers with outputs of A bytes hold BLA under PAB, BLA(n + 1) under TaylorSeer
+// and HiCache, 2(B - 1)LA under FasterCache, whose guidance holds 8 bytes for each element of a
+// prediction (4 where low and high are scaled alike).
 DC_API DC_NODISCARD dc_status_t dc_memory_needed(const dc_engine_t *engine,
         const dc_options_t *options, const dc_shape_t *shapes, size_t n,
         uint64_t *bytes);

@@ -135,17 +135,20 @@ struct OpenPass {
     /// As the rules see it, and as the engine flagged it.
     about: Pass,
     flags: u32,
-    stream: *mut c_void,
+    /// Where its work goes, if there may be any.
+    stream: Option<*mut c_void>,
     members: Vec<usize>,
     /// Step of the run that each branch evaluated before.
     before: [Option<u32>; MAX_BRANCHES],
     error: Option<Error>,
     discard: Option<String>,
+    /// What it kept is not what it computed: the device failed.
+    void: bool,
     /// Block last asked about.
     asked: Option<u32>,
 }
 
-// The streams are only handed on.
+// The stream is only handed on.
 unsafe impl Send for OpenPass {}
 
 impl OpenRun {
@@ -223,11 +226,16 @@ impl<O: Ops> Cache<O> {
     /// Forgets everything but the memory, whatever was going on.
     pub fn begin_run(&mut self, run: Run) -> Result<()> {
         self.end_run();
-        self.memory.set_stream(run.stream);
+        self.ops.begin_run();
         self.groups.iter_mut().for_each(Group::clear);
         self.guidance.iter_mut().for_each(Guidance::clear);
-        let reserved = run.layouts.as_ref().map_or(Ok(()), |layouts| self.reserve(layouts));
-        let begun = reserved.and_then(|()| self.check_run(&run));
+        let reserve = |layouts: &Vec<Layout>| {
+            self.ops.begin(run.stream)?;
+            self.reserve(layouts)
+        };
+        let reserved = run.layouts.as_ref().map_or(Ok(()), reserve);
+        let finished = self.ops.finish_call();
+        let begun = reserved.and(finished).and_then(|()| self.check_run(&run));
         self.run = Some(OpenRun {
             n_steps: run.n_steps,
             first_step: run.first_step,
@@ -275,6 +283,10 @@ impl<O: Ops> Cache<O> {
 
     /// Shapes of all tensors that will be kept: each group's, then guidance's.
     fn plan(&self, layouts: &[Layout]) -> Result<Vec<Vec<(Shape, usize)>>> {
+        let mut layouts = layouts.to_vec();
+        let shapes = layouts.iter_mut().flat_map(|layout| &mut layout.tensors);
+        shapes.for_each(|shape| *shape = self.ops.placed(*shape));
+        let layouts = &layouts[..];
         for branch in 0..self.engine.n_branches {
             let layers = Kind::ALL.map(|kind| rows_of(layouts, Unit::Layer(kind), branch));
             let layers = layers.into_iter().flatten().flatten();
@@ -411,17 +423,22 @@ impl<O: Ops> Cache<O> {
         if self.pass.is_some() {
             bail!(State, "trim inside a pass: end_pass comes first");
         }
-        self.memory.set_stream(stream);
+        let begun = self.ops.begin(stream);
         self.free();
+        let finished = self.ops.finish_call();
         self.refresh_memory();
-        Ok(())
+        begun.and(finished)
     }
 
     fn refresh_memory(&self) {
-        let mut observed = self.observed();
-        observed.stats.bytes_held = self.memory.held();
-        observed.stats.bytes_peak = self.memory.peak();
-        observed.stats.allocations = self.memory.allocations();
+        self.note_memory(&mut self.observed().stats);
+    }
+
+    fn note_memory(&self, stats: &mut Stats) {
+        stats.bytes_held = self.memory.held();
+        stats.bytes_peak = self.memory.peak();
+        stats.allocations = self.memory.allocations();
+        stats.waited = self.ops.waited();
     }
 
     // ---- passes ----
@@ -433,15 +450,15 @@ impl<O: Ops> Cache<O> {
         let mut pass = OpenPass {
             about: Pass::START,
             flags: 0,
-            stream: std::ptr::null_mut(),
+            stream: None,
             members: Vec::new(),
             before: [None; MAX_BRANCHES],
             error: None,
             discard: None,
+            void: false,
             asked: None,
         };
         let begun = info.and_then(|info| {
-            pass.stream = info.stream;
             (pass.about.step, pass.flags) = (info.step, info.flags);
             let checked = self.check_pass(&info, "begin_pass");
             if checked.is_err() && info.flags & flag::FORGET != 0 {
@@ -459,6 +476,9 @@ impl<O: Ops> Cache<O> {
         if nested {
             let text = "begin_pass inside a pass: the open one was cancelled, end_pass is missing";
             pass.note(Error::State(text.to_owned()));
+        }
+        if let Err(error) = self.ops.finish_call() {
+            pass.note(error);
         }
         if pass.error.is_some() {
             self.groups.iter_mut().for_each(|group| group.veto(Reason::Error));
@@ -505,7 +525,6 @@ impl<O: Ops> Cache<O> {
     fn open_groups(&mut self, info: PassInfo, pass: &mut OpenPass) -> Result<()> {
         let needs_timestep = self.needs_timestep();
         let Some(run) = &mut self.run else { return Ok(()) };
-        self.memory.set_stream(info.stream);
         if info.flags & flag::FORGET != 0 {
             self.guidance.iter_mut().for_each(Guidance::forget);
         }
@@ -537,7 +556,13 @@ impl<O: Ops> Cache<O> {
         } else {
             Ok(())
         };
-        let failed = run.failed.clone().map_or(Ok(()), Err);
+        // A cache that never works has no quarrel with the stream; one that has failed votes on it.
+        let begun = match self.groups.is_empty() {
+            true => Ok(()),
+            false => self.ops.begin(info.stream),
+        };
+        pass.stream = begun.is_ok().then_some(info.stream);
+        let failed = run.failed.clone().map_or(begun, Err);
         for group in &mut self.groups {
             if info.flags & flag::FORGET != 0 {
                 info.branches.iter().for_each(|branch| group.forget(*branch));
@@ -590,7 +615,7 @@ impl<O: Ops> Cache<O> {
             if !discarded {
                 tally.add(scope, self.engine.n_blocks, group.count());
             }
-            let mut reduce = reducer(&self.engine, pass.stream);
+            let mut reduce = reducer(&self.engine);
             let reduce = reduce.as_mut().map(|r| r as _);
             let (decision, settled) = group.end(&mut self.ops, discarded, reduce);
             if let Err(error) = settled {
@@ -617,6 +642,13 @@ impl<O: Ops> Cache<O> {
                     threshold: policy.threshold().unwrap_or(f64::NAN),
                 });
             }
+        }
+        if let Err(error) = self.finish_call() {
+            pass.void = true;
+            pass.note(error);
+        }
+        if pass.void {
+            self.forget_branches(&pass.members);
         }
         let result = match (pass.discard.take(), pass.error.take()) {
             (Some(text), _) => {
@@ -646,9 +678,7 @@ impl<O: Ops> Cache<O> {
             stats.discarded += u64::from(matches!(error, Error::Discard(_)));
             stats.first_error.get_or_insert(error.clone());
         }
-        stats.bytes_held = self.memory.held();
-        stats.bytes_peak = self.memory.peak();
-        stats.allocations = self.memory.allocations();
+        self.note_memory(stats);
         if let Some(record) = new.first() {
             let measured = record.accumulated.is_finite();
             observed.stats.not_finite += u64::from(measured && !record.change.is_finite());
@@ -661,16 +691,34 @@ impl<O: Ops> Cache<O> {
 
     /// Drops the open pass; the rules hear nothing of it.
     pub fn cancel_pass(&mut self) {
-        if self.pass.take().is_some() {
+        if let Some(pass) = self.pass.take() {
             self.groups.iter_mut().for_each(Group::cancel);
+            if self.finish_call().is_err() || pass.void {
+                self.forget_branches(&pass.members);
+            }
         }
+    }
+
+    fn forget_branches(&mut self, branches: &[usize]) {
+        for group in &mut self.groups {
+            branches.iter().for_each(|branch| group.forget(*branch));
+        }
+    }
+
+    /// What the device has to say at the end of a call. Where it has failed, the rest of the run
+    /// computes; where it could only not be used now, the pass does.
+    fn finish_call(&mut self) -> Result<()> {
+        self.ops.finish_call().inspect_err(|error| {
+            if let Some(run) = self.run.as_mut().filter(|_| !matches!(error, Error::Capture(_))) {
+                run.failed.get_or_insert_with(|| error.clone());
+            }
+        })
     }
 
     /// The open pass must not be used: something broke inside a call.
     pub fn spoil_pass(&mut self, error: Error) {
         self.groups.iter_mut().for_each(Group::cancel);
-        self.groups.clear();
-        self.guidance = None;
+        self.free_all();
         let observed = &mut self.observed().stats;
         observed.errors += 1;
         observed.first_error.get_or_insert(error);
@@ -685,6 +733,14 @@ impl<O: Ops> Cache<O> {
     }
 
     // ---- helpers ----
+
+    /// The end of a cache, or of a call that broke it: leaves the thread as it was found.
+    fn free_all(&mut self) {
+        self.ops.retire();
+        self.groups.clear();
+        self.guidance = None;
+        let _ = self.ops.finish_call();
+    }
 
     /// The group that answers for a block or for the model.
     fn group_of(&self, unit: u32) -> Option<usize> {
@@ -711,8 +767,15 @@ impl<O: Ops> Cache<O> {
         }
     }
 
-    /// Keeps an error for `end_pass` and makes the pass compute.
-    fn noted(&mut self, pass: &mut OpenPass, result: Result<()>) -> Result<()> {
+    /// Keeps an error for `end_pass` and makes the pass compute; `action` is what the engine is told.
+    fn noted(&mut self, pass: &mut OpenPass, action: Action, result: Result<()>) -> Result<()> {
+        let finished = self.finish_call();
+        pass.void |= finished.is_err();
+        if let (Action::Skip, Err(error)) = (action, &finished) {
+            let text = format!("what stands in may not have been written: {error}");
+            pass.discard.get_or_insert(text);
+        }
+        let result = result.and(finished);
         if let Err(error) = &result {
             let reason = reason_of(error);
             self.groups.iter_mut().for_each(|group| group.veto(reason));
@@ -729,7 +792,7 @@ impl<O: Ops> Cache<O> {
 impl<O: Ops> Drop for Cache<O> {
     fn drop(&mut self) {
         self.end_run();
-        self.memory.set_stream(std::ptr::null_mut());
+        self.free_all();
     }
 }
 
@@ -752,6 +815,7 @@ fn reason_of(error: &Error) -> Reason {
     match error {
         Error::Shape(_) => Reason::Shape,
         Error::Memory(_) => Reason::Memory,
+        Error::Capture(_) => Reason::Capture,
         _ => Reason::Error,
     }
 }
@@ -826,12 +890,11 @@ fn last_of(scope: Scope, n_blocks: u32) -> String {
 /// The engine's agreement between ranks, as a group calls it.
 fn reducer(
     engine: &Engine,
-    stream: *mut c_void,
-) -> Option<impl FnMut(&mut [f64]) -> Result<()> + use<>> {
+) -> Option<impl FnMut(*mut f64, usize, *mut c_void) -> Result<()> + use<>> {
     let Reducer { reduce, user } = engine.reduce?;
-    Some(move |sums: &mut [f64]| {
+    Some(move |sums, n, stream| {
         // The engine promised a function that takes these arguments.
-        match unsafe { reduce(user, sums.as_mut_ptr(), sums.len(), stream) } {
+        match unsafe { reduce(user, sums, n, stream) } {
             0 => Ok(()),
             code => Err(Error::Device(format!("reduce returned {code}"))),
         }

@@ -23,6 +23,8 @@ pub enum Error {
     Version(String),
     #[error("{0}")]
     Internal(String),
+    #[error("{0}")]
+    Capture(String),
     /// The output of this pass must not be used.
     #[error("{0}")]
     Discard(String),
@@ -42,6 +44,7 @@ impl Error {
             Self::Unsupported(_) => Self::Unsupported,
             Self::Version(_) => Self::Version,
             Self::Internal(_) => Self::Internal,
+            Self::Capture(_) => Self::Capture,
             Self::Discard(_) => Self::Discard,
         };
         with(format!("{place}: {self}"))

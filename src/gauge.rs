@@ -10,7 +10,7 @@
 //! An engine that keeps its input saves the copy and its memory: `r` is formed at `commit` only.
 use crate::error::{Result, bail};
 use crate::history::Rows;
-use crate::ops::{Buffer, Comparison, Ops, Shape, View};
+use crate::ops::{Buffer, Comparison, Ops, Rounding, Shape, Sum, View};
 use crate::pool::Pool;
 use std::collections::BTreeMap;
 
@@ -111,12 +111,9 @@ impl<O: Ops> Gauge<O> {
                     continue;
                 }
                 let shape = view.shape();
-                let value = if self.keeps_input {
-                    Flight::Engine { input: view, front: None }
-                } else {
-                    let buffer = pool.take(ops, shape)?;
-                    ops.copy(buffer.view(), view);
-                    Flight::Copy(buffer)
+                let value = match self.keeps_input {
+                    true => Flight::Engine { input: view, front: None },
+                    false => Flight::Copy(pool.take(ops, shape)?),
                 };
                 self.flight.push((*branch, Track { index, id, shape, value }));
             }
@@ -129,6 +126,12 @@ impl<O: Ops> Gauge<O> {
                 );
             }
         }
+        let copies = self.flight.iter().filter_map(|(branch, track)| {
+            let Flight::Copy(buffer) = &track.value else { return None };
+            let (_, rows) = rows.iter().find(|(other, _)| other == branch)?;
+            Some(Sum::copy(buffer.view(), rows.get(track.index)?))
+        });
+        ops.combine_all(copies, Rounding::Once);
         Ok(())
     }
 
@@ -178,26 +181,33 @@ impl<O: Ops> Gauge<O> {
         });
         // Nothing is written before all of it is known to be right.
         let fronts: Vec<View> = fronts.collect::<Result<_>>()?;
-        let mut comparisons = Vec::with_capacity(fronts.len());
-        for (at, x) in fronts.into_iter().enumerate() {
-            let (branch, track) = &self.flight[at];
-            let earlier = self.reference(*branch, track).map(|r| r.value.view());
-            let (base, keep) = match &mut self.flight[at].1.value {
-                Flight::Copy(buffer) => (buffer.view(), Some(buffer.view())),
-                Flight::Engine { input, front } => {
-                    *front = Some(x);
-                    (*input, None)
-                }
-            };
-            match earlier.filter(|_| measures) {
-                Some(earlier) => {
-                    comparisons.push(Comparison { x, base: Some(base), earlier, keep });
-                }
-                None => keep.into_iter().for_each(|keep| ops.subtract(keep, x, base)),
+        for ((_, track), x) in self.flight.iter_mut().zip(&fronts) {
+            if let Flight::Engine { front, .. } = &mut track.value {
+                *front = Some(*x);
             }
         }
         self.complete = true;
-        Ok(measures.then(|| ops.measure(&comparisons, self.rounded)))
+        let tracks = self.flight.iter().zip(fronts);
+        if !measures {
+            let residuals = tracks.filter_map(|((_, track), x)| match &track.value {
+                Flight::Copy(buffer) => Some(Sum::difference(buffer.view(), x, buffer.view())),
+                Flight::Engine { .. } => None,
+            });
+            ops.combine_all(residuals, Rounding::Once);
+            return Ok(None);
+        }
+        let comparisons: Vec<_> = tracks
+            .map(|((branch, track), x)| {
+                let reference = self.reference(*branch, track).expect("check has passed");
+                let earlier = reference.value.view();
+                let (base, keep) = match &track.value {
+                    Flight::Copy(buffer) => (buffer.view(), Some(buffer.view())),
+                    Flight::Engine { input, .. } => (*input, None),
+                };
+                Comparison { x, base: Some(base), earlier, keep }
+            })
+            .collect();
+        Ok(Some(ops.measure(&comparisons, self.rounded)))
     }
 
     /// The pass computes: what it showed is what later passes are compared with. The branches that
@@ -213,7 +223,7 @@ impl<O: Ops> Gauge<O> {
         let branches: Vec<_> = flight.iter().map(|(branch, _)| *branch).collect();
         let old = branches.iter().filter_map(|branch| self.references.remove(branch));
         let mut old: Vec<_> = old.flatten().collect();
-        let mut result = Ok(());
+        let (mut residuals, mut result) = (Vec::new(), Ok(()));
         for (branch, track) in flight {
             let Track { index, id, shape, value } = track;
             let buffer = match value {
@@ -225,7 +235,7 @@ impl<O: Ops> Gauge<O> {
                         Some(at) => Ok(old.swap_remove(at).value),
                         None => pool.take(ops, shape),
                     };
-                    buffer.inspect(|buffer| ops.subtract(buffer.view(), front, input))
+                    buffer.inspect(|buffer| residuals.push((buffer.view(), front, input)))
                 }
             };
             match buffer {
@@ -236,6 +246,9 @@ impl<O: Ops> Gauge<O> {
                 Err(error) => result = Err(error),
             }
         }
+        let residuals = residuals.into_iter();
+        let residuals = residuals.map(|(r, front, input)| Sum::difference(r, front, input));
+        ops.combine_all(residuals, Rounding::Once);
         old.into_iter().for_each(|old| pool.give(old.value));
         result.map(|()| branches)
     }

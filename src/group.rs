@@ -19,10 +19,10 @@ pub use memory::{Layout, Unit, bytes_of, rows_of};
 use crate::error::{Error, Result};
 use crate::gauge::Gauge;
 use crate::history::{History, Rows};
-use crate::ops::Ops;
+use crate::ops::{Measured, Ops, Reduce};
 use crate::pool::Pool;
 use crate::preset::Policy;
-use crate::rule::{Action, Change, Pass, Probe, Reason, Rule, Verdict};
+use crate::rule::{Action, Pass, Probe, Reason, Rule, Verdict};
 
 pub struct Group<O: Ops> {
     policy: Policy,
@@ -69,12 +69,7 @@ struct Branch<O: Ops> {
 struct Last<O: Ops> {
     step: u32,
     members: Vec<usize>,
-    measured: Measured<O>,
-}
-
-enum Measured<O: Ops> {
-    Queued(O::Pending),
-    Known(Change),
+    measured: Measured<O::Pending>,
 }
 
 /// The open pass.
@@ -89,7 +84,7 @@ struct Turn<O: Ops> {
     veto: Option<Reason>,
     /// ... namely that the tensors have new shapes, with which the branch starts again.
     restart: bool,
-    measured: Option<Measured<O>>,
+    measured: Option<Measured<O::Pending>>,
     decision: Option<Decision>,
     /// Some site was reached, or passed by.
     reached: bool,
@@ -112,9 +107,6 @@ pub struct Decision {
     /// What the rule judged by, if anything was measured.
     pub metric: Option<f64>,
 }
-
-/// Adds `[difference, value, reference, count, not finite, veto]` over the ranks that must agree.
-pub type Reduce<'a> = &'a mut dyn FnMut(&mut [f64]) -> Result<()>;
 
 /// Facts of the engine that a group depends on.
 #[derive(Clone, Copy, Debug)]
@@ -295,7 +287,7 @@ impl<O: Ops> Group<O> {
             let reference = self.branches[turn.members[0]].reference;
             self.leader = Some(Leader { step, action, reference });
         }
-        self.tidy_pool();
+        self.tidy_pool(ops);
         (Some(decision), settled)
     }
 

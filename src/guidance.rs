@@ -215,6 +215,7 @@ impl<O: Ops> Guidance<O> {
         if action == Action::Skip {
             self.fits(cond).inspect_err(|_| self.clock.newest = None)?;
             self.estimate(ops, pass, cond, uncond);
+            ops.status()?;
         }
         self.clock.record(pass, action);
         Ok((action, reason))

@@ -6,9 +6,11 @@
 //! the input exactly, the copy waits in a staging buffer instead.
 use crate::error::{Result, bail};
 use crate::estimator::{Anchor, Estimator, Form, Kept, MAX_HISTORY, Wanted, Weights};
-use crate::ops::{Buffer, Dtype, MAX_RUNGS, Ops, Rounding, Shape, View};
+use crate::ops::{Buffer, Dtype, MAX_RUNGS, MAX_TERMS, Ops, Rounding, Shape, Sum, View};
 use crate::pool::Pool;
 use crate::scope::{Base, Keep};
+
+const _: () = assert!(MAX_HISTORY <= MAX_TERMS);
 
 /// Most tensors a site has.
 pub const MAX_TENSORS: usize = 4;
@@ -243,21 +245,28 @@ impl<O: Ops> History<O> {
             Form::Values => Rounding::Once,
             Form::Ladder | Form::Chain => Rounding::EachTerm,
         };
-        for (k, track) in self.tracks.iter().enumerate().filter(|(_, track)| track.present) {
-            let Some(out) = out.find(track.index, track.id) else { continue };
+        let restored = || {
+            let present = self.tracks.iter().enumerate().filter(|(_, track)| track.present);
+            present.filter_map(|(k, track)| Some((k, track, out.find(track.index, track.id)?)))
+        };
+        let sums = restored().map(|(k, track, out)| {
             let x = match self.keep.base {
                 Base::Residual => input.find(track.index, track.id),
                 Base::Output => None,
             };
-            self.combine(ops, k, out, x, &weights, rounding);
-            if self.is_fed() {
+            self.weighted(k, out, x, &weights)
+        });
+        // A tensor that is not to be restored passes through.
+        let others = out.iter().enumerate().filter(|(k, _)| !self.keep.fills(*k));
+        let copies = others.filter_map(|(index, (out, id))| {
+            let input = input.find(index, id).filter(|input| !input.is_same(&out));
+            input.map(|input| Sum::copy(out, input))
+        });
+        ops.combine_all(sums.chain(copies), rounding);
+        if self.is_fed() {
+            for (k, _, out) in restored() {
                 ops.ladder(out, &self.rungs(k)[..self.capacity], self.anchors.len(), 1.0);
             }
-        }
-        // A tensor that is not to be restored passes through.
-        for (index, (view, id)) in out.iter().enumerate().filter(|(k, _)| !self.keep.fills(*k)) {
-            let input = input.find(index, id).filter(|input| !input.is_same(&view));
-            input.into_iter().for_each(|input| ops.copy(view, input));
         }
         if estimator.is_recursive() {
             self.predicted.insert(0, weights);
@@ -267,27 +276,14 @@ impl<O: Ops> History<O> {
     }
 
     /// `out := x + sum_j c_j Y_j` for tensor number `k` of the site.
-    fn combine(
-        &self,
-        ops: &mut O,
-        k: usize,
-        out: View,
-        x: Option<View>,
-        weights: &Weights,
-        rounding: Rounding,
-    ) {
-        let mut terms = [(0.0, out); MAX_HISTORY];
-        let mut n = 0;
+    fn weighted(&self, k: usize, out: View, x: Option<View>, weights: &Weights) -> Sum {
         let kept = weights.as_slice()[..self.anchors.len()].iter().zip(&self.slots);
-        for (c, slot) in kept.filter(|(c, _)| **c != 0.0) {
-            terms[n] = (*c, slot[k].view());
-            n += 1;
-        }
+        let mut terms = kept.filter(|(c, _)| **c != 0.0).map(|(c, slot)| (*c, slot[k].view()));
         // diffusers adds to the newer of a pair, and not to 0.
-        match self.is_fed() {
-            true => ops.combine(out, Some(terms[0].1), &terms[1..n], rounding),
-            false => ops.combine(out, x, &terms[..n], rounding),
-        }
+        let x = if self.is_fed() { terms.next().map(|(_, newest)| newest) } else { x };
+        let mut sum = Sum::new(out, x);
+        terms.for_each(|(c, y)| sum.add(c, y));
+        sum
     }
 
     fn is_fed(&self) -> bool {
@@ -316,19 +312,28 @@ impl<O: Ops> History<O> {
             self.reserve(ops, pool, input)?;
             let staged = self.take_staging(ops, pool)?;
             self.give_up_oldest(ops);
-            let mut staging = staged.iter();
-            for (track, slot) in self.tracks.iter().zip(&self.slots[0]) {
-                let Some(x) = input.find(track.index, track.id) else { continue };
-                match needs_staging(&self.keep, track.shape.dtype).then(|| staging.next()) {
-                    Some(buffer) => ops.copy(buffer.expect("one for each").view(), x),
-                    None => ops.copy(slot.view(), x),
-                }
-            }
+            let copies = self.places(&staged).filter_map(|(track, _, place)| {
+                Some(Sum::copy(place, input.find(track.index, track.id)?))
+            });
+            ops.combine_all(copies, Rounding::Once);
             self.open = true;
             return Ok(staged);
         }
         self.open = true;
         Ok(Vec::new())
+    }
+
+    /// Each tensor's view in the slot being filled, and where its input waits for its output: there, or
+    /// in the next of the staging buffers.
+    fn places<'a>(
+        &'a self,
+        staging: &'a [O::Buffer],
+    ) -> impl Iterator<Item = (&'a Track, View, View)> {
+        let mut staging = staging.iter();
+        self.tracks.iter().zip(&self.slots[0]).map(move |(track, slot)| {
+            let staged = needs_staging(&self.keep, track.shape.dtype).then(|| staging.next());
+            (track, slot.view(), staged.flatten().map_or(slot.view(), Buffer::view))
+        })
     }
 
     /// A buffer for each track that needs one, in their order.
@@ -394,19 +399,16 @@ impl<O: Ops> History<O> {
             }
             (Form::Values, Base::Output) => {
                 self.give_up_oldest(ops);
-                for (track, slot) in self.tracks.iter().zip(&self.slots[0]) {
-                    found(track).into_iter().for_each(|y| ops.copy(slot.view(), y));
-                }
+                let kept = self.tracks.iter().zip(&self.slots[0]);
+                let copies =
+                    kept.filter_map(|(track, slot)| Some(Sum::copy(slot.view(), found(track)?)));
+                ops.combine_all(copies, Rounding::Once);
             }
             (Form::Values, Base::Residual) => {
-                let mut staging = staging.iter();
-                for (track, slot) in self.tracks.iter().zip(&self.slots[0]) {
-                    let staged =
-                        needs_staging(&self.keep, track.shape.dtype).then(|| staging.next());
-                    let Some(y) = found(track) else { continue };
-                    let base = staged.flatten().map_or(slot.view(), Buffer::view);
-                    ops.subtract(slot.view(), y, base);
-                }
+                let residuals = self.places(staging).filter_map(|(track, slot, base)| {
+                    Some(Sum::difference(slot, found(track)?, base))
+                });
+                ops.combine_all(residuals, Rounding::Once);
             }
         }
         self.anchors.insert(0, Anchor::computed(step));
@@ -434,10 +436,9 @@ impl<O: Ops> History<O> {
     fn give_up_oldest(&mut self, ops: &mut O) {
         if let Some(weights) = self.predicted.first().copied() {
             let oldest = self.capacity - 1;
-            for k in 0..self.tracks.len() {
-                let out = self.slots[oldest][k].view();
-                self.combine(ops, k, out, None, &weights, Rounding::Once);
-            }
+            let carried = (0..self.tracks.len())
+                .map(|k| self.weighted(k, self.slots[oldest][k].view(), None, &weights));
+            ops.combine_all(carried, Rounding::Once);
             self.slots.rotate_right(1);
             self.anchors.truncate(oldest);
             self.anchors.insert(0, Anchor { step: self.predicted_at, carried: true });

@@ -40,8 +40,11 @@ impl<O: Ops> Pool<O> {
     }
 
     /// Gives back what is of none of these shapes.
-    pub fn keep_only(&mut self, shapes: &[Shape]) {
-        self.buffers.retain(|(shape, _)| shapes.contains(shape));
+    pub fn keep_only(&mut self, ops: &mut O, shapes: &[Shape]) {
+        if self.buffers.iter().any(|(shape, _)| !shapes.contains(shape)) {
+            ops.before_drop();
+            self.buffers.retain(|(shape, _)| shapes.contains(shape));
+        }
     }
 
     pub fn is_empty(&self) -> bool {

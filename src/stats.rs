@@ -1,6 +1,7 @@
 //! Counts of a run, and what other threads may see of a cache while it works.
 use crate::error::Error;
 use crate::trace::{Record, Ring};
+use std::time::Duration;
 
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
@@ -22,6 +23,8 @@ pub struct Stats {
     pub bytes_held: u64,
     pub bytes_peak: u64,
     pub allocations: u64,
+    /// Time spent waiting for a device.
+    pub waited: Duration,
     pub threshold: Option<f64>,
 }
 

@@ -8,18 +8,18 @@
 
 mod support;
 
-use std::ffi::{CStr, CString, c_void};
-use std::{fmt, mem, ptr};
+use std::sync::OnceLock;
+use std::{fmt, mem};
 
-use diffcache::capi::*;
 use half::{bf16, f16};
-use support::Dtype;
 use support::recording::Recording;
+use support::*;
 
 // ---- the recordings ----
 
-fn recordings() -> Vec<Recording> {
-    Recording::all("fbcache")
+fn recordings() -> &'static [Recording] {
+    static ALL: OnceLock<Vec<Recording>> = OnceLock::new();
+    ALL.get_or_init(|| Recording::all("fbcache"))
 }
 
 /// One row of `value`: the bytes of each stream.
@@ -28,10 +28,9 @@ fn streams<'a>(recording: &'a Recording, value: &str, row: usize) -> Vec<&'a [u8
     recording.list("streams").into_iter().map(|stream| of(stream).rows[row].as_slice()).collect()
 }
 
-fn shapes(recording: &Recording) -> Vec<Vec<i64>> {
-    let of = |stream| &recording.stack(&format!("x.cond.{stream}")).shape;
-    let extents = |stream| of(stream).iter().map(|extent| *extent as i64).collect();
-    recording.list("streams").into_iter().map(extents).collect()
+fn shapes(recording: &Recording) -> Vec<Vec<usize>> {
+    let of = |stream| recording.stack(&format!("x.cond.{stream}")).shape.clone();
+    recording.list("streams").into_iter().map(of).collect()
 }
 
 #[derive(Clone, Copy)]
@@ -101,62 +100,21 @@ enum Buffers {
     ResultApart,
 }
 
-/// A tensor of the engine: aligned for any dtype.
-struct Buffer {
-    words: Vec<u64>,
-    len: usize,
-}
-
-impl Buffer {
-    fn new(bytes: &[u8]) -> Buffer {
-        let mut buffer = Buffer { words: vec![0; bytes.len().div_ceil(8)], len: bytes.len() };
-        buffer.set(bytes);
-        buffer
+impl Buffers {
+    /// Those of run number `n`: all, but a stand-in for a GPU gets them in turn.
+    fn of(n: usize) -> Vec<Self> {
+        let all = [Self::One, Self::InputKept, Self::ResultApart];
+        if device::on_cuda() { vec![all[n % all.len()]] } else { all.to_vec() }
     }
-
-    fn data(&mut self) -> *mut u8 {
-        self.words.as_mut_ptr().cast()
-    }
-
-    fn set(&mut self, bytes: &[u8]) {
-        assert_eq!(bytes.len(), self.len);
-        // SAFETY: `words` owns at least `len` bytes.
-        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.data(), self.len) }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: as above.
-        unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast(), self.len) }
-    }
-}
-
-fn buffers(streams: &[&[u8]]) -> Vec<Buffer> {
-    streams.iter().map(|bytes| Buffer::new(bytes)).collect()
-}
-
-fn bytes_of(buffers: &[Buffer]) -> Vec<&[u8]> {
-    buffers.iter().map(Buffer::bytes).collect()
-}
-
-fn set(buffers: &mut [Buffer], streams: &[&[u8]]) {
-    buffers.iter_mut().zip(streams).for_each(|(buffer, bytes)| buffer.set(bytes));
 }
 
 /// NaN in every dtype.
-fn spoil(buffers: &mut [Buffer]) {
-    buffers.iter_mut().for_each(|buffer| buffer.words.fill(u64::MAX));
+fn spoil(tensors: &[Tensor]) {
+    tensors.iter().for_each(|tensor| tensor.set_bytes(&vec![0xff; tensor.bytes().len()]));
 }
 
-fn zeroed<T>() -> T {
-    // SAFETY: used for the plain C structs of the API only, for all of which zero bytes are a value.
-    unsafe { mem::zeroed() }
-}
-
-fn ok(status: dc_status_t) {
-    // SAFETY: both functions return C strings, static or the thread's own.
-    let (name, text) =
-        unsafe { (CStr::from_ptr(dc_status_name(status)), CStr::from_ptr(dc_last_error())) };
-    assert_eq!(status, DC_OK, "{name:?}: {text:?}");
+fn set(tensors: &[Tensor], streams: &[&[u8]]) {
+    tensors.iter().zip(streams).for_each(|(tensor, bytes)| tensor.set_bytes(bytes));
 }
 
 /// What a replay showed of one branch.
@@ -176,113 +134,73 @@ struct Replay {
 struct Engine<'a> {
     run: &'a Run<'a>,
     buffers: Buffers,
-    cache: *mut dc_cache_t,
+    cache: Cache,
 }
 
 impl Engine<'_> {
     fn new<'a>(run: &'a Run, buffers: Buffers) -> Engine<'a> {
-        let mut engine: dc_engine_t = zeroed();
-        let mut options: dc_options_t = zeroed();
-        let mut cache = ptr::null_mut();
-        let text = CString::new(run.options()).unwrap();
-        // SAFETY: every pointer is to a live local.
-        unsafe {
-            ok(dc_engine_init(&mut engine, size_of::<dc_engine_t>()));
-            engine.hooks = DC_HOOK_EACH;
-            engine.n_blocks = run.recording.count("n_blocks") as u32;
+        let setup = Setup::new(run.recording.count("n_blocks"), &run.options()).with(|engine| {
             engine.n_branches = run.recording.list("branches").len() as u32;
             if matches!(buffers, Buffers::InputKept) {
                 engine.flags |= DC_ENGINE_KEEPS_INPUT;
             }
-            ok(dc_options_init(&mut options, size_of::<dc_options_t>(), ptr::null()));
-            ok(dc_options_parse(&mut options, text.as_ptr()));
-            ok(dc_cache_create(&engine, &options, &mut cache));
-        }
-        Engine { run, buffers, cache }
+        });
+        Engine { run, buffers, cache: setup.create() }
     }
 
-    fn tensors(&self, buffers: &mut [Buffer]) -> Vec<dc_tensor_t> {
-        let dtype = match self.run.recording.dtype {
-            Dtype::F16 => DC_F16,
-            Dtype::Bf16 => DC_BF16,
-            _ => DC_F32,
-        };
-        let tensor = |(buffer, shape): (&mut Buffer, Vec<i64>)| {
-            let mut tensor: dc_tensor_t = zeroed();
-            tensor.data = buffer.data().cast::<c_void>();
-            tensor.dtype = dtype;
-            tensor.ndim = shape.len() as u32;
-            tensor.shape[..shape.len()].copy_from_slice(&shape);
-            tensor
-        };
-        buffers.iter_mut().zip(shapes(self.run.recording)).map(tensor).collect()
-    }
-
-    fn before(&self, block: u32, x: &mut [Buffer], out: Option<&mut [Buffer]>) -> dc_action_t {
-        let n = x.len();
-        let x = self.tensors(x);
-        let out = out.map(|out| self.tensors(out));
-        let out = out.as_ref().map_or(ptr::null(), |out| out.as_ptr());
-        // SAFETY: the views name live buffers of the sizes they state.
-        unsafe { dc_cache_before_block(self.cache, block, x.as_ptr(), out, n) }
-    }
-
-    fn after(&self, block: u32, x: &mut [Buffer]) {
-        let views = self.tensors(x);
-        // SAFETY: as above.
-        unsafe { dc_cache_after_block(self.cache, block, views.as_ptr(), views.len()) }
+    fn tensors(&self, streams: &[&[u8]]) -> Vec<Tensor> {
+        let dtype = self.run.recording.dtype;
+        let tensors: Vec<_> =
+            shapes(self.run.recording).iter().map(|shape| Tensor::new(dtype, shape)).collect();
+        set(&tensors, streams);
+        tensors
     }
 
     /// One evaluation of the model: whether the blocks after the first were skipped, and the output.
-    fn pass(&self, step: usize, branch: usize) -> (bool, Vec<Buffer>) {
+    fn pass(&self, step: usize, branch: usize) -> (bool, Vec<Tensor>) {
         let recording = self.run.recording;
         let n_blocks = recording.count("n_blocks") as u32;
         let name = recording.list("branches")[branch];
         let recorded = |value| streams(recording, &format!("{value}.{name}"), step);
+        ok(self.cache.begin_pass(&pass_of(step as u32, &[branch as u32])));
 
-        let mut pass: dc_pass_t = zeroed();
-        pass.struct_size = size_of::<dc_pass_t>() as u32;
-        pass.step = step as u32;
-        pass.n_branches = 1;
-        pass.branches[0] = branch as u32;
-        // SAFETY: `pass` is a live local.
-        unsafe { ok(dc_cache_begin_pass(self.cache, &pass)) };
-
-        let mut x = buffers(&recorded("x"));
-        assert_eq!(self.before(0, &mut x, None), DC_COMPUTE, "block 0 always runs");
-        let mut spare = buffers(&recorded("h1"));
+        let mut x = self.tensors(&recorded("x"));
+        assert_eq!(self.cache.before(0, &x), DC_COMPUTE, "block 0 always runs");
+        let mut spare = self.tensors(&recorded("h1"));
         if matches!(self.buffers, Buffers::One) {
-            set(&mut x, &recorded("h1"));
+            set(&x, &recorded("h1"));
         } else {
             mem::swap(&mut x, &mut spare); // the input stands in `spare`
         }
-        self.after(0, &mut x);
+        self.cache.after(0, &x);
 
-        let mut result = buffers(&recorded("h1"));
-        spoil(&mut result);
+        let result = self.tensors(&recorded("h1"));
+        spoil(&result);
         let apart = matches!(self.buffers, Buffers::ResultApart);
-        let first = self.before(1, &mut x, apart.then_some(&mut result));
+        let first = match apart {
+            true => self.cache.before_into(1, &x, &result),
+            false => self.cache.before(1, &x),
+        };
         if first == DC_SKIP && apart {
-            assert_eq!(bytes_of(&x), recorded("h1"), "`in` stands where `out` is given");
+            assert_eq!(bytes(&x), recorded("h1"), "`in` stands where `out` is given");
             x = result;
         }
         for block in 1..n_blocks {
-            let answer = if block == 1 { first } else { self.before(block, &mut x, None) };
+            let answer = if block == 1 { first } else { self.cache.before(block, &x) };
             assert_eq!(answer, first, "one answer for all blocks of the span");
             if answer == DC_SKIP {
                 continue;
             }
             if block == n_blocks - 1 {
-                set(&mut x, &recorded("y"));
+                set(&x, &recorded("y"));
             } else {
-                spoil(&mut x); // what flows inside the span is none of the cache's business
+                spoil(&x); // what flows inside the span is none of the cache's business
             }
-            self.after(block, &mut x);
+            self.cache.after(block, &x);
         }
-        // SAFETY: a handle is always valid to pass.
-        ok(dc_cache_end_pass(self.cache));
+        ok(self.cache.end_pass());
         if first == DC_COMPUTE {
-            assert_eq!(bytes_of(&x), recorded("y"), "a computed pass is the engine's own");
+            assert_eq!(bytes(&x), recorded("y"), "a computed pass is the engine's own");
         }
         (first == DC_SKIP, x)
     }
@@ -292,65 +210,56 @@ impl Engine<'_> {
         let mut branches: Vec<Branch> = Vec::new();
         branches.resize_with(recording.list("branches").len(), Branch::default);
 
-        let mut run: dc_run_t = zeroed();
-        run.struct_size = size_of::<dc_run_t>() as u32;
-        run.n_steps = recording.count("steps") as u32;
-        // SAFETY: `run` is a live local.
-        unsafe { ok(dc_cache_begin_run(self.cache, &run)) };
+        ok(self.cache.begin_run(recording.count("steps") as u32));
         for step in 0..recording.count("steps") {
             for (number, branch) in branches.iter_mut().enumerate() {
                 let (skipped, output) = self.pass(step, number);
                 branch.decisions.push(if skipped { 's' } else { 'C' });
                 if skipped {
-                    branch.reused.push(output.iter().map(|one| one.bytes().to_vec()).collect());
+                    branch.reused.push(bytes(&output));
                 }
             }
         }
 
-        for record in self.trace() {
+        for record in self.cache.trace().0 {
             let branch = &mut branches[record.branch as usize];
             assert_eq!(record.step as usize, branch.metrics.len(), "one record a pass");
             let skipped = branch.decisions.as_bytes()[record.step as usize] == b's';
             assert_eq!(record.action == DC_SKIP, skipped, "the trace tells what was answered");
             branch.metrics.push(record.change);
         }
-        let mut stats: dc_stats_t = zeroed();
-        stats.struct_size = size_of::<dc_stats_t>() as u32;
-        // SAFETY: `stats` is a live local.
-        unsafe { ok(dc_cache_stats(self.cache, &mut stats)) };
-        Replay { branches, stats }
-    }
-
-    fn trace(&self) -> Vec<dc_trace_t> {
-        let mut n = 0;
-        let size = size_of::<dc_trace_t>();
-        // SAFETY: a capacity of 0 writes only `n`; then there is room for `n` records.
-        unsafe {
-            ok(dc_cache_trace(self.cache, ptr::null_mut(), size, 0, &mut n));
-            let mut records: Vec<dc_trace_t> = (0..n).map(|_| zeroed()).collect();
-            ok(dc_cache_trace(self.cache, records.as_mut_ptr(), size, n, &mut n));
-            records
-        }
+        Replay { branches, stats: self.cache.stats() }
     }
 }
 
-impl Drop for Engine<'_> {
-    fn drop(&mut self) {
-        // SAFETY: made by `dc_cache_create`, destroyed once.
-        dc_cache_destroy(self.cache);
-    }
-}
-
-/// Replays every run under `rule`, with engines of every build, and hands it to `check`.
-fn replay_all(rule: Rule, mut check: impl FnMut(&Run, &Replay)) {
-    for recording in &recordings() {
-        for index in 0..recording.list("thresholds").len() {
-            let run = Run { recording, rule, index };
-            for buffers in [Buffers::One, Buffers::InputKept, Buffers::ResultApart] {
-                println!("{run}, buffers {buffers:?}");
-                check(&run, &Engine::new(&run, buffers).replay());
+/// Every run under a rule, replayed by engines of every build, once for all tests.
+fn replays(rule: Rule) -> &'static [(Run<'static>, Buffers, Replay)] {
+    static DIFFUSERS: OnceLock<Vec<(Run, Buffers, Replay)>> = OnceLock::new();
+    static CORRECTED: OnceLock<Vec<(Run, Buffers, Replay)>> = OnceLock::new();
+    let all = match rule {
+        Rule::Diffusers => &DIFFUSERS,
+        Rule::Corrected => &CORRECTED,
+    };
+    all.get_or_init(|| {
+        let mut replays = Vec::new();
+        for recording in recordings() {
+            for index in 0..recording.list("thresholds").len() {
+                for buffers in Buffers::of(replays.len()) {
+                    let run = Run { recording, rule, index };
+                    println!("{run}, buffers {buffers:?}");
+                    let replay = Engine::new(&run, buffers).replay();
+                    replays.push((run, buffers, replay));
+                }
             }
         }
+        replays
+    })
+}
+
+fn replay_all(rule: Rule, mut check: impl FnMut(&Run, &Replay)) {
+    for (run, buffers, replay) in replays(rule) {
+        println!("{run}, buffers {buffers:?}");
+        check(run, replay);
     }
 }
 
@@ -364,19 +273,6 @@ fn replay_branches(rule: Rule, mut check: impl FnMut(&Run, &str, &Branch)) {
 }
 
 // ---- numbers ----
-
-fn width(dtype: Dtype) -> usize {
-    if dtype == Dtype::F32 { 4 } else { 2 }
-}
-
-fn values(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-    let value = |word: &[u8]| match dtype {
-        Dtype::F16 => f16::from_le_bytes([word[0], word[1]]).to_f32(),
-        Dtype::Bf16 => bf16::from_le_bytes([word[0], word[1]]).to_f32(),
-        _ => f32::from_le_bytes([word[0], word[1], word[2], word[3]]),
-    };
-    bytes.chunks(width(dtype)).map(value).collect()
-}
 
 fn largest(values: &[f32]) -> f32 {
     values.iter().map(|value| value.abs()).filter(|value| value.is_finite()).fold(0.0, f32::max)
@@ -460,7 +356,7 @@ fn compat_reuses_what_diffusers_reuses() {
         let (mut elements, mut unequal) = (0, 0);
         for (row, ours) in branch.reused.iter().enumerate() {
             for (ours, theirs) in ours.iter().zip(run.reused(name, row)) {
-                let (ours, theirs) = (values(dtype, ours), values(dtype, theirs));
+                let (ours, theirs) = (values_of(dtype, ours), values_of(dtype, theirs));
                 let atol = 1e-6 * f64::from(largest(&theirs));
                 for (&ours, &theirs) in ours.iter().zip(&theirs) {
                     let apart = ulps(dtype, ours, theirs);
@@ -505,8 +401,8 @@ fn corrected_reuses_what_f64_gives() {
         for (row, (ours, (step, _))) in branch.reused.iter().zip(skips).enumerate() {
             let h1 = streams(run.recording, &format!("h1.{name}"), step);
             for ((ours, exact), h1) in ours.iter().zip(run.reused(name, row)).zip(h1) {
-                let (ours, h1) = (values(dtype, ours), values(dtype, h1));
-                let exact = values(Dtype::F32, exact);
+                let (ours, h1) = (values_of(dtype, ours), values_of(dtype, h1));
+                let exact = values_of(Dtype::F32, exact);
                 let largest = f64::from(largest(&exact));
                 for ((&ours, &exact), &h1) in ours.iter().zip(&exact).zip(&h1) {
                     // A half format rounds twice, the kept residual (exact - h1) and the sum.

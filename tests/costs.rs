@@ -6,8 +6,9 @@ use diffcache::cache::{Cache, Engine, Given, PassInfo, Run, flag};
 use diffcache::error::Result;
 use diffcache::group::{Layout, Unit};
 use diffcache::history::MAX_TENSORS;
-use diffcache::ops::host::{Host, HostBuffer};
+use diffcache::ops::host::Host;
 use diffcache::ops::memory::Memory;
+use diffcache::ops::memory::Storage;
 use diffcache::ops::{Comparison, Dtype, Ops, Rounding, Shape, Tensor, View};
 use diffcache::options::Options;
 use diffcache::preset::{Hooks, method};
@@ -40,10 +41,10 @@ impl Counting {
 }
 
 impl Ops for Counting {
-    type Buffer = HostBuffer;
+    type Buffer = Storage;
     type Pending = Change;
 
-    fn alloc(&mut self, shape: Shape) -> Result<HostBuffer> {
+    fn alloc(&mut self, shape: Shape) -> Result<Storage> {
         self.host.alloc(shape)
     }
 
@@ -176,8 +177,10 @@ impl Rig {
     /// One pass of the conditional branch through all blocks, by all hooks; what was skipped.
     fn pass(&mut self) -> usize {
         let x: Vec<_> = (0..N).map(|i| 1.0 + i as f32 + 0.01 * self.step as f32).collect();
-        let (x, layer) =
-            (support::Tensor::of(Dtype::F32, &x), support::Tensor::new(Dtype::F32, &[N]));
+        let (x, layer) = (
+            support::Tensor::of(Dtype::F32, &x).on_host(),
+            support::Tensor::new(Dtype::F32, &[N]).on_host(),
+        );
         layer.fill(self.step as f32);
         let (given, out) = (given(&x), self::given(&layer));
         let mut skipped = 0;
@@ -209,7 +212,7 @@ impl Rig {
     /// One step of guidance alone.
     fn uncond(&mut self) -> Action {
         let [cond, uncond] = [1.0, 2.0].map(|x| {
-            let tensor = support::Tensor::new(Dtype::F32, &[6, 7]);
+            let tensor = support::Tensor::new(Dtype::F32, &[6, 7]).on_host();
             tensor.fill(x);
             tensor
         });
@@ -304,8 +307,10 @@ fn an_engine_that_keeps_its_input_saves_the_copy() {
     rig.begin_run(None);
     let step = |rig: &mut Rig| {
         let values: Vec<_> = (0..N).map(|i| 1.0 + i as f32).collect();
-        let (x, h) =
-            (support::Tensor::of(Dtype::F32, &values), support::Tensor::of(Dtype::F32, &values));
+        let (x, h) = (
+            support::Tensor::of(Dtype::F32, &values).on_host(),
+            support::Tensor::of(Dtype::F32, &values).on_host(),
+        );
         h.map(|x| 1.1 * x);
         let (x, h) = (given(&x), given(&h));
         rig.cache.begin_pass(rig.info(&[0])).expect("a pass");
@@ -369,7 +374,7 @@ fn foca_carries_one_prediction_per_computed_step() {
 
 fn layouts(layers: u32) -> Vec<Layout> {
     // A shape cannot be made but from a tensor.
-    let tensor = support::Tensor::new(Dtype::F16, &[6, 7]);
+    let tensor = support::Tensor::new(Dtype::F16, &[6, 7]).on_host();
     let shape = tensor.view().shape();
     let of = |of, count| Layout { of, branch: None, count, tensors: vec![shape] };
     let kinds = KINDS.map(|kind| of(Unit::Layer(kind), layers));
@@ -458,7 +463,7 @@ fn the_engine_may_compute_a_pass_of_layers_all_the_same() {
     let mut info = rig.info(&[0]).expect("plain");
     info.flags = flag::COMPUTE;
     rig.cache.begin_pass(Ok(info)).expect("a pass");
-    let layer = support::Tensor::new(Dtype::F32, &[N]);
+    let layer = support::Tensor::new(Dtype::F32, &[N]).on_host();
     let (action, result) = rig.cache.before_layer(0, Kind::Spatial, || Ok(given(&layer)));
     result.expect("legal");
     assert_eq!(action, Action::Compute);

@@ -249,7 +249,7 @@ prop_compose! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(properties(200))]
     #[test]
     fn any_schedule_does_as_it_said(
         (text, guides) in schedule(), steps in 1usize..28, batched in any::<bool>(),

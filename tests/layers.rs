@@ -4,6 +4,7 @@
 mod support;
 
 use diffcache::ops::Dtype::{self, Bf16, F16, F32};
+use support::ranks::Collective;
 use support::*;
 
 /// One layer of one branch, and the model's timesteps.
@@ -897,53 +898,19 @@ fn a_cancelled_or_discarded_pass_leaves_no_prediction_behind() {
 
 // ---- ranks ----
 
-/// Sums of all ranks, as a collective gives them.
-struct Collective {
-    barrier: std::sync::Barrier,
-    sums: std::sync::Mutex<Vec<f64>>,
-    calls: std::sync::atomic::AtomicUsize,
-}
-
-unsafe extern "C-unwind" fn add_over_ranks(
-    user: *mut std::ffi::c_void,
-    sums: *mut f64,
-    n: usize,
-    _: *mut std::ffi::c_void,
-) -> i32 {
-    // The test puts it there and outlives the caches; `sums` has n numbers.
-    let (all, own) =
-        unsafe { (&*user.cast::<Collective>(), std::slice::from_raw_parts_mut(sums, n)) };
-    all.calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let lock = || all.sums.lock().expect("no rank panics");
-    all.barrier.wait();
-    lock().resize(n, 0.0);
-    all.barrier.wait();
-    lock().iter_mut().zip(&*own).for_each(|(sum, own)| *sum += own);
-    all.barrier.wait();
-    own.copy_from_slice(&lock());
-    all.barrier.wait();
-    lock().clear();
-    0
-}
-
 /// A layer that one rank computes and another leaves out would wait for ever in its own collective.
 /// So where ranks must agree, no layer computes by itself: the rank that lacks a value votes, and
 /// all compute.
 #[test]
 fn ranks_skip_layers_together_or_not_at_all() {
     const RANKS: usize = 2;
-    let collective = Collective {
-        barrier: std::sync::Barrier::new(RANKS),
-        sums: std::sync::Mutex::default(),
-        calls: std::sync::atomic::AtomicUsize::new(0),
-    };
+    let collective = Collective::new(RANKS);
     let rank = |rank: usize| {
         let ledger = Ledger::default();
         let cache = Setup::new(1, "pab,window=none,temporal.every=3")
             .with(|engine| {
                 (engine.hooks, engine.n_layers) = (DC_HOOK_LAYERS, 4);
-                engine.reduce = Some(add_over_ranks);
-                engine.reduce_user = std::ptr::from_ref(&collective).cast_mut().cast();
+                collective.serve(engine);
                 ledger.serve(engine);
             })
             .create();
@@ -982,7 +949,7 @@ fn ranks_skip_layers_together_or_not_at_all() {
     // Every rank votes once for each kind in each pass that its schedule would skip.
     let votes =
         (0..12).filter(|step| step % 2 != 0).count() + (0..12).filter(|s| s % 3 != 0).count();
-    assert_eq!(collective.calls.into_inner(), RANKS * votes);
+    assert_eq!(collective.calls(), RANKS * votes);
 }
 
 // ---- every method, whatever happens ----

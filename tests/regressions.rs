@@ -90,6 +90,24 @@ fn tensors_with_ids_may_change_their_order_while_they_are_staged() {
     assert_eq!(cache.trace().actions(), "CCs");
 }
 
+/// Either would be written before the other was read.
+#[test]
+fn tensors_cannot_change_places_in_a_skip() {
+    let cache = Setup::new(2, "mask,mask=10").create();
+    ok(cache.begin_run(4));
+    let x = [1, 2].map(|id| Tensor::of(F32, &[id as f32; 3]).with_id(id));
+    let crossed = [x[0].clone().with_id(2), x[1].clone().with_id(1)];
+    ok(cache.begin_pass(&pass_of(0, &[0])));
+    assert_eq!(cache.before(0, &x), DC_COMPUTE);
+    cache.after(1, &x);
+    ok(cache.end_pass());
+    ok(cache.begin_pass(&pass_of(1, &[0])));
+    assert_eq!(cache.before_into(0, &x, &crossed), DC_COMPUTE);
+    cache.after(1, &x);
+    assert_eq!(cache.end_pass(), DC_ERR_ARG);
+    assert!(last_error().contains("which is another's"), "{}", last_error());
+}
+
 #[test]
 fn a_tensor_that_is_not_restored_passes_through() {
     // On outputs there is nothing to pass.

@@ -5,7 +5,6 @@ mod support;
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select, subsequence};
-use proptest::test_runner::RngSeed;
 use support::*;
 
 /// A method, and what the test must know of it.
@@ -900,18 +899,8 @@ fn plan() -> impl Strategy<Value = Plan> {
     })
 }
 
-/// The same cases every time; PROPTEST_CASES and PROPTEST_RNG_SEED ask for more, and for others.
-fn config() -> ProptestConfig {
-    let asked = ProptestConfig::default();
-    let rng_seed = match asked.rng_seed {
-        RngSeed::Random => RngSeed::Fixed(1),
-        fixed => fixed,
-    };
-    ProptestConfig { cases: asked.cases.max(600), rng_seed, failure_persistence: None, ..asked }
-}
-
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(properties(600))]
 
     #[test]
     fn any_sequence_of_calls_ends_in_full_compute_or_one_consistent_reuse(plan in plan()) {

@@ -258,7 +258,7 @@ impl Driver {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(properties(400))]
     #[test]
     fn a_skip_is_what_its_layer_reported(
         options in 0..OPTIONS.len(), calls in prop::collection::vec(call(), 1..120),

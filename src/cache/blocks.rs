@@ -19,11 +19,11 @@ impl<O: Ops> Cache<O> {
             return (Action::Compute, Err(Error::State(text)));
         };
         let (action, result) = match self.group_of(unit) {
-            Some(index) if unit == MODEL => self.enter(index, &pass, unit, read),
+            Some(index) if unit == MODEL => self.enter(index, &mut pass, unit, read),
             Some(index) => self.before_one_block(index, &mut pass, unit, read),
             None => (Action::Compute, Ok(())),
         };
-        let result = self.noted(&mut pass, result);
+        let result = self.noted(&mut pass, action, result);
         self.pass = Some(pass);
         (action, result)
     }
@@ -75,8 +75,9 @@ impl<O: Ops> Cache<O> {
         let result = match block {
             0 => read().and_then(|(input, out)| {
                 let stacked = pass.members.len();
-                let input = rows(&input, stacked)?;
-                let out = out.as_ref().map_or(Ok(input.clone()), |out| rows(out, stacked))?;
+                let ops = &mut self.ops;
+                let input = rows(ops, &input, stacked)?;
+                let out = out.as_ref().map_or(Ok(input.clone()), |out| rows(ops, out, stacked))?;
                 check_out(&input, &out, false)?;
                 self.groups[index].input(&mut self.ops, &input)
             }),
@@ -96,7 +97,7 @@ impl<O: Ops> Cache<O> {
         let Some(number) = group.open_site() else {
             return Ok(());
         };
-        let rows = rows(&read()?.0, pass.members.len())?;
+        let rows = rows(&mut self.ops, &read()?.0, pass.members.len())?;
         group.leave(&mut self.ops, Place { number, entry: number as u32 }, &rows)
     }
 
@@ -104,7 +105,7 @@ impl<O: Ops> Cache<O> {
     fn enter(
         &mut self,
         index: usize,
-        pass: &OpenPass,
+        pass: &mut OpenPass,
         unit: u32,
         read: impl Fn() -> Result<(Given, Option<Given>)>,
     ) -> (Action, Result<()>) {
@@ -118,12 +119,14 @@ impl<O: Ops> Cache<O> {
         let residual = group.policy().keep.base == Base::Residual;
         let given = read().and_then(|(input, out)| {
             let stacked = pass.members.len();
-            let input_rows = rows(&input, stacked)?;
-            let out_rows = out.as_ref().map_or(Ok(input_rows.clone()), |out| rows(out, stacked))?;
+            let ops = &mut self.ops;
+            let input_rows = rows(ops, &input, stacked)?;
+            let out_rows =
+                out.as_ref().map_or(Ok(input_rows.clone()), |out| rows(ops, out, stacked))?;
             check_out(&input_rows, &out_rows, residual)?;
             Ok((input_rows, out_rows))
         });
-        let mut reduce = reducer(&self.engine, pass.stream);
+        let mut reduce = reducer(&self.engine);
         let mut reduce = reduce.as_mut().map(|r| r as _);
         let entered = given.and_then(|(input, out)| {
             // Unless `after_block` of the last front block showed what left it, this is it.
@@ -135,6 +138,9 @@ impl<O: Ops> Cache<O> {
         match entered {
             Ok(action) => (action, Ok(())),
             Err(error) => {
+                if let Error::Discard(text) = &error {
+                    pass.discard.get_or_insert(text.clone());
+                }
                 group.veto(reason_of(&error));
                 group.pass_by(place);
                 // Whatever failed here, the other ranks wait for this one's vote.
@@ -152,7 +158,7 @@ impl<O: Ops> Cache<O> {
             Some(index) => self.after(index, &mut pass, unit, read),
             None => Ok(()),
         };
-        let result = self.noted(&mut pass, result);
+        let result = self.noted(&mut pass, Action::Compute, result);
         self.pass = Some(pass);
         result
     }
@@ -181,14 +187,14 @@ impl<O: Ops> Cache<O> {
         let single = group.policy().scope.is_single();
         let leaves = model || unit + 1 == end || (inside && !single);
         if leaves && group.is_open_at(place) {
-            let rows = rows(&read()?, pass.members.len())?;
+            let rows = rows(&mut self.ops, &read()?, pass.members.len())?;
             group.leave(&mut self.ops, place, &rows)
         } else if inside && !group.is_reached_at(place) {
             group.pass_by(place);
             let first = if model || !single { unit } else { front };
             bail!(State, "after_block({unit}) before before_block({first})")
         } else if !model && unit + 1 == front {
-            let rows = rows(&read()?, pass.members.len())?;
+            let rows = rows(&mut self.ops, &read()?, pass.members.len())?;
             group.front(&mut self.ops, &rows)
         } else {
             Ok(())

@@ -22,7 +22,7 @@ impl<O: Ops> Cache<O> {
             Ok(()) => self.enter_layer(&pass, layer, kind, read),
             Err(error) => (Action::Compute, Err(error)),
         };
-        let result = self.noted(&mut pass, result);
+        let result = self.noted(&mut pass, action, result);
         self.pass = Some(pass);
         (action, result)
     }
@@ -61,15 +61,20 @@ impl<O: Ops> Cache<O> {
             return (Action::Compute, Err(Error::State(text)));
         }
         let out = read().and_then(|given| {
-            let out = rows(&given, pass.members.len())?;
+            let out = rows(&mut self.ops, &given, pass.members.len())?;
             check_out(&[], &out, false)?;
             Ok(out)
         });
-        let settled = self.settle_layers(pass, out.as_ref().err());
+        let settled = self.settle_layers(out.as_ref().err());
         let group = &mut self.groups[index];
         match out.and_then(|out| group.enter(&mut self.ops, place, &[], &out, None)) {
             Ok(action) => (action, settled),
             Err(error) => {
+                // What is in `out` does not matter: the layer computes over it.
+                let error = match error {
+                    Error::Discard(text) => Error::Device(text),
+                    error => error,
+                };
                 group.veto(reason_of(&error));
                 group.pass_by(place);
                 (Action::Compute, Err::<(), _>(error).and(settled))
@@ -79,14 +84,14 @@ impl<O: Ops> Cache<O> {
 
     /// The policies of all kinds decide at the first layer of a pass, whatever its kind, so that
     /// ranks vote in the same order.
-    fn settle_layers(&mut self, pass: &OpenPass, error: Option<&Error>) -> Result<()> {
+    fn settle_layers(&mut self, error: Option<&Error>) -> Result<()> {
         let mut settled = Ok(());
         for group in &mut self.groups {
             if matches!(group.policy().scope, Scope::Layers { .. }) && !group.is_settled() {
                 if let Some(error) = error {
                     group.veto(reason_of(error));
                 }
-                let mut reduce = reducer(&self.engine, pass.stream);
+                let mut reduce = reducer(&self.engine);
                 let reduce = reduce.as_mut().map(|r| r as _);
                 settled = settled.and(group.settle(&mut self.ops, reduce).map(drop));
             }
@@ -99,7 +104,7 @@ impl<O: Ops> Cache<O> {
             bail!(State, "after_layer({layer}) outside begin_pass and end_pass");
         };
         let result = self.leave_layer(&pass, layer, read);
-        let result = self.noted(&mut pass, result);
+        let result = self.noted(&mut pass, Action::Compute, result);
         self.pass = Some(pass);
         result
     }
@@ -127,7 +132,7 @@ impl<O: Ops> Cache<O> {
             bail!(State, "layer {layer} was answered SKIP and ran");
         }
         if group.is_open_at(place) {
-            let rows = rows(&read()?, pass.members.len())?;
+            let rows = rows(&mut self.ops, &read()?, pass.members.len())?;
             return group.leave(&mut self.ops, place, &rows);
         }
         if group.takes(place) && !group.is_reached_at(place) {

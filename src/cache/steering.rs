@@ -10,18 +10,17 @@ impl<O: Ops> Cache<O> {
     /// Settles the open pass before the part that may be skipped.
     /// `None` while the rules have nothing to decide from.
     pub fn decide(&mut self, wish: Option<Action>) -> Result<Option<Action>> {
-        let Some(pass) = &self.pass else {
+        if self.pass.is_none() {
             bail!(State, "decide outside begin_pass and end_pass");
-        };
+        }
         if wish.is_none() && self.groups.iter().any(Group::awaits_front) {
             return Ok(None);
         }
-        let stream = pass.stream;
         let (mut answer, mut settled) = (None, Ok(()));
         // Kinds of layers that the model turns out not to have do not matter.
         let seen = self.groups.iter().any(Group::has_sites);
         for group in &mut self.groups {
-            let mut reduce = reducer(&self.engine, stream);
+            let mut reduce = reducer(&self.engine);
             let reduce = reduce.as_mut().map(|r| r as _);
             let action = match wish {
                 None => group.settle(&mut self.ops, reduce),
@@ -37,7 +36,11 @@ impl<O: Ops> Cache<O> {
                 Err(error) => settled = settled.and(Err(error)),
             }
         }
-        match settled {
+        let finished = self.finish_call();
+        if let (Err(_), Some(pass)) = (&finished, &mut self.pass) {
+            pass.void = true;
+        }
+        match settled.and(finished) {
             Ok(()) => Ok(answer.unwrap_or(Some(Action::Compute))),
             Err(error) => self.fail(error),
         }
@@ -46,7 +49,7 @@ impl<O: Ops> Cache<O> {
     /// The open pass computes, and its end will say why.
     pub fn fail<T>(&mut self, error: Error) -> Result<T> {
         if let Some(mut pass) = self.pass.take() {
-            let _ = self.noted(&mut pass, Err(error.clone()));
+            let _ = self.noted(&mut pass, Action::Compute, Err(error.clone()));
             self.pass = Some(pass);
         }
         Err(error)
@@ -54,6 +57,11 @@ impl<O: Ops> Cache<O> {
 
     /// What `unit` of the open pass, or of a coming one, will be answered, if that is certain.
     pub fn peek(&mut self, info: Option<PassInfo>, unit: u32) -> Result<Option<Action>> {
+        let answer = self.foresee(info, unit);
+        self.finish_call().and(answer)
+    }
+
+    fn foresee(&mut self, info: Option<PassInfo>, unit: u32) -> Result<Option<Action>> {
         self.check_unit(unit)?;
         let Some(run) = &self.run else {
             bail!(State, "peek before begin_run");

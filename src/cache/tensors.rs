@@ -3,10 +3,10 @@ use super::Given;
 use crate::error::{Result, bail};
 use crate::guidance::Prediction;
 use crate::history::Rows;
-use crate::ops::View;
+use crate::ops::{Ops, View};
 
 /// Each branch's rows of the given tensors.
-pub fn rows(given: &Given, stacked: usize) -> Result<Vec<Rows>> {
+pub fn rows<O: Ops>(ops: &mut O, given: &Given, stacked: usize) -> Result<Vec<Rows>> {
     let stacked = stacked.max(1);
     for (k, tensor) in given.tensors[..given.n].iter().flatten().enumerate() {
         if tensor.height() % stacked != 0 {
@@ -19,13 +19,15 @@ pub fn rows(given: &Given, stacked: usize) -> Result<Vec<Rows>> {
     }
     let member = |index| {
         let mut rows = Rows::NONE;
-        for tensor in given.tensors[..given.n].iter().flatten() {
+        for (k, tensor) in given.tensors[..given.n].iter().flatten().enumerate() {
             // The engine's tensors are valid while the call lasts.
-            rows.push(unsafe { tensor.rows(index, stacked) }, tensor.id);
+            let view = unsafe { tensor.rows(index, stacked) };
+            let view = ops.admit(view).map_err(|error| error.within(&format!("tensor {k}")))?;
+            rows.push(view, tensor.id);
         }
-        rows
+        Ok(rows)
     };
-    Ok((0..stacked).map(member).collect())
+    (0..stacked).map(member).collect()
 }
 
 /// May `out` receive what stands in for the blocks between `input` and it?
@@ -50,6 +52,14 @@ pub fn check_out(input: &[Rows], out: &[Rows], residual: bool) -> Result<()> {
                     Shape,
                     "tensor {k}: in is {was} and out is {is}, a residual needs them equal"
                 );
+            }
+            // All of them are read and written at once.
+            let lies_over = |(j, (other, id)): &(usize, (View, u32))| {
+                let is_own = own.is_some_and(|own| own.is_same(other));
+                other.is_same(&written) && !is_own && out.find(*j, *id).is_some()
+            };
+            if let Some((j, _)) = input.iter().enumerate().find(lies_over).filter(|_| residual) {
+                bail!(Arg, "out tensor {k} lies where input tensor {j} is, which is another's");
             }
         }
     }
@@ -80,11 +90,11 @@ fn out_tensor(view: usize, n: usize, members: usize) -> usize {
 }
 
 /// A branch's prediction: the one tensor given.
-pub fn prediction(given: &Given) -> Result<Prediction> {
+pub fn prediction<O: Ops>(ops: &mut O, given: &Given) -> Result<Prediction> {
     let Some(tensor) = &given.tensors[0] else {
         bail!(Arg, "no tensor is given");
     };
     // The engine's tensors are valid while the call lasts.
-    let view = unsafe { tensor.rows(0, 1) };
+    let view = ops.admit(unsafe { tensor.rows(0, 1) })?;
     Ok(Prediction { view, plane: tensor.plane() })
 }

@@ -20,7 +20,8 @@ impl<O: Ops> Cache<O> {
         }
         let asked = self.guided(info, "before_uncond").and_then(|(about, flags)| {
             let (cond, uncond) = read()?;
-            let (cond, uncond) = (prediction(&cond)?, prediction(&uncond)?);
+            let cond = prediction(&mut self.ops, &cond).map_err(|e| e.within("cond"))?;
+            let uncond = prediction(&mut self.ops, &uncond).map_err(|e| e.within("uncond"))?;
             let Some(guidance) = &mut self.guidance else {
                 return Ok((about, Action::Compute, Reason::None));
             };
@@ -31,7 +32,8 @@ impl<O: Ops> Cache<O> {
                 guidance.before(&mut self.ops, &about, compute, &cond, &uncond)?;
             Ok((about, action, reason))
         });
-        match asked {
+        let finished = self.finish_uncond();
+        match asked.and_then(|asked| finished.map(|()| asked)) {
             Ok((about, action, reason)) => {
                 self.count_uncond(&about, action, reason);
                 (action, Ok(()))
@@ -51,15 +53,37 @@ impl<O: Ops> Cache<O> {
         }
         let taken = self.guided(info, "after_uncond").and_then(|(about, _)| {
             let (cond, uncond) = read()?;
-            let (cond, uncond) = (prediction(&cond)?, prediction(&uncond)?);
+            let cond = prediction(&mut self.ops, &cond).map_err(|e| e.within("cond"))?;
+            let uncond = prediction(&mut self.ops, &uncond).map_err(|e| e.within("uncond"))?;
             let Some(guidance) = &mut self.guidance else { return Ok(()) };
             if guidance.after(&mut self.ops, &about, &cond, &uncond)? {
                 self.count_uncond(&about, Action::Compute, Reason::Engine);
             }
             Ok(())
         });
+        let finished = self.finish_uncond();
         self.refresh_memory();
-        taken.or_else(|error| self.failed_outside(error))
+        taken.and(finished).or_else(|error| self.failed_outside(error))
+    }
+
+    /// Where the device fell short, what guidance holds may not be what it should.
+    fn finish_uncond(&mut self) -> Result<()> {
+        let finished = self.finish_call();
+        if finished.is_err() {
+            self.guidance.iter_mut().for_each(Guidance::forget);
+        }
+        self.resume_pass();
+        finished
+    }
+
+    /// Guidance may have been on another stream than the pass that it stands in.
+    fn resume_pass(&mut self) {
+        let Some(stream) = self.pass.as_ref().and_then(|pass| pass.stream) else { return };
+        let resumed = self.ops.begin(stream);
+        let finished = self.finish_call();
+        if let Err(error) = resumed.and(finished) {
+            let _ = self.fail::<()>(error);
+        }
     }
 
     /// The pass that guidance is asked about, checked; and its flags.
@@ -88,7 +112,7 @@ impl<O: Ops> Cache<O> {
             let step = info.step;
             bail!(Arg, "pass->timestep: step {step} has none, which guidance's windows need");
         }
-        self.memory.set_stream(info.stream);
+        self.ops.begin(info.stream)?;
         Ok((about, info.flags))
     }
 

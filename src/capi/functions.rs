@@ -1,12 +1,14 @@
 //! The functions of `include/diffcache.h`, in its order. Their docs are the header's.
 use super::guard::{self, caught, set_last_error, status, value};
 use super::handle::{Entered, Table};
-use super::structs::{self, Versioned};
+use super::structs::{self, Backend, Versioned};
 use super::thread;
 use super::types::*;
 use crate::cache::{Cache, Given};
 use crate::error::{Error, Result, bail};
 use crate::log::{self, Level};
+use crate::ops::any::Any;
+use crate::ops::cuda::{self, Cuda};
 use crate::ops::host::Host;
 use crate::ops::memory::Memory;
 use crate::options::Options;
@@ -24,7 +26,7 @@ static CACHES: Table<Entry> = Table::new();
 
 /// What a handle names.
 struct Entry {
-    cache: Cache<Host>,
+    cache: Cache<Any>,
     n_branches: usize,
     /// Number of the pass begun last, and the thread that began it, while it is open.
     serial: u64,
@@ -216,13 +218,18 @@ pub unsafe extern "C" fn dc_set_log(log: dc_log_fn, user: *mut c_void, level: dc
     });
 }
 
-/// Checks a backend and loads what it needs, so that no later call pays for it. `device` is a CUDA
-/// ordinal, unused on the CPU.
+/// Checks a backend and loads what it needs, so that no later call pays for it: on CUDA the driver,
+/// the kernels (which the driver compiles the first time, and caches) and room for measurements, in
+/// the current context if it is on `device`, else in its primary one. `device` is a CUDA ordinal, -1 =
+/// as in dc_engine_t; unused on the CPU. A context holds about half a megabyte for measurements, and
+/// more only where many are under way.
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn dc_backend_prepare(backend: dc_backend_t, device: i32) -> dc_status_t {
-    let _ = device;
-    status(|| structs::backend(backend))
+    status(|| match structs::backend(backend, device)? {
+        Backend::Cpu => Ok(()),
+        Backend::Cuda { device } => cuda::prepare(device),
+    })
 }
 
 // ---- engine and options ----
@@ -321,13 +328,13 @@ pub unsafe extern "C" fn dc_options_format(
     })
 }
 
-/// Exactly the bytes that mem_alloc will be asked for, given the shapes of all tensors; allocates
-/// nothing. FBCache on B branches with an image stream of N and a text stream of E bytes holds
-/// B(2N + E) + N, or B(2N + E) with DC_ENGINE_KEEPS_INPUT; passes that stack S branches hold SN in
-/// place of the last N; an estimator of order n holds n(N + E) more for each branch. L layers with
-/// outputs of A bytes hold BLA under PAB, BLA(n + 1) under TaylorSeer and HiCache, 2(B - 1)LA under
-/// FasterCache, whose guidance holds 8 bytes for each element of a prediction (4 where low and high
-/// are scaled alike).
+/// Exactly the bytes that mem_alloc will be asked for, given the shapes of all tensors (and the heap,
+/// for those of DC_TENSOR_HOST); allocates nothing. FBCache on B branches with an image stream of N
+/// and a text stream of E bytes holds B(2N + E) + N, or B(2N + E) with DC_ENGINE_KEEPS_INPUT; passes
+/// that stack S branches hold SN in place of the last N; an estimator of order n holds n(N + E) more
+/// for each branch. L layers with outputs of A bytes hold BLA under PAB, BLA(n + 1) under TaylorSeer
+/// and HiCache, 2(B - 1)LA under FasterCache, whose guidance holds 8 bytes for each element of a
+/// prediction (4 where low and high are scaled alike).
 ///
 /// # Safety
 /// The structs are null or were filled by their init functions; `shapes` has `n` rows; `bytes` is
@@ -359,14 +366,19 @@ unsafe fn new_cache(
     engine: *const dc_engine_t,
     options: *const dc_options_t,
     observed: Arc<Mutex<Observed>>,
-) -> Result<(Cache<Host>, usize)> {
+) -> Result<(Cache<Any>, usize)> {
     let facts = unsafe { structs::engine(engine)? };
     let options = unsafe { structs::options(options)? };
     let method = method(&options, &facts.hooks)?;
     let n_branches = facts.engine.n_branches;
     let memory = Memory::new(facts.allocator, facts.budget);
-    let host = Host::new(memory.clone(), facts.threads);
-    Ok((Cache::new(host, memory, facts.engine, method, options.share, observed), n_branches))
+    let ops = match facts.backend {
+        Backend::Cpu => Any::Host(Host::new(memory.clone(), facts.threads)),
+        Backend::Cuda { device } => {
+            Any::Cuda(Box::new(Cuda::new(memory.clone(), device, facts.threads)))
+        }
+    };
+    Ok((Cache::new(ops, memory, facts.engine, method, options.share, observed), n_branches))
 }
 
 // ---- cache and run ----
@@ -398,6 +410,9 @@ pub unsafe extern "C" fn dc_cache_create(
         out.write(null_mut());
         let observed = Arc::new(Mutex::new(Observed::default()));
         let (cache, n_branches) = new_cache(engine, options, observed.clone())?;
+        if let Backend::Cuda { device } = structs::engine(engine)?.backend {
+            cuda::check(device)?;
+        }
         let entry = Box::new(Entry {
             cache,
             n_branches,
@@ -907,6 +922,7 @@ fn stats_to_c(stats: &Stats, changes: &Ring<f64>) -> dc_stats_t {
         bytes_held: stats.bytes_held,
         bytes_peak: stats.bytes_peak,
         allocations: stats.allocations,
+        wait_ns: stats.waited.as_nanos() as u64,
         threshold: stats.threshold.unwrap_or(f64::NAN),
         change_p5,
         change_p50,

@@ -59,6 +59,7 @@ pub fn code(error: &Error) -> dc_status {
         Error::Unsupported(_) => dc_status::DC_ERR_UNSUPPORTED,
         Error::Version(_) => dc_status::DC_ERR_VERSION,
         Error::Internal(_) => dc_status::DC_ERR_INTERNAL,
+        Error::Capture(_) => dc_status::DC_ERR_CAPTURE,
         Error::Discard(_) => dc_status::DC_ERR_DISCARD,
     }
 }

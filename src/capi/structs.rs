@@ -223,6 +223,7 @@ fn text_of(bytes: &[c_char]) -> String {
 pub struct Facts {
     pub engine: Engine,
     pub hooks: Hooks,
+    pub backend: Backend,
     pub allocator: Option<Allocator>,
     pub budget: u64,
     pub threads: usize,
@@ -235,7 +236,7 @@ pub unsafe fn engine(from: *const dc_engine_t) -> Result<Facts> {
     if e.magic != ENGINE_MAGIC {
         bail!(Arg, "dc_engine_t was not filled by dc_engine_init");
     }
-    backend(e.backend)?;
+    let backend = backend(e.backend, e.device)?;
     let blocks = DC_HOOK_BLOCKS | DC_HOOK_EACH;
     let known = blocks | DC_HOOK_LAYERS | DC_HOOK_MODEL | DC_HOOK_GUIDE;
     if e.hooks == 0 || e.hooks & !known != 0 {
@@ -309,17 +310,29 @@ pub unsafe fn engine(from: *const dc_engine_t) -> Result<Facts> {
         uncond: engine.uncond,
     };
     let (budget, threads) = (e.memory_budget, e.n_threads as usize);
-    Ok(Facts { engine, hooks, allocator, budget, threads })
+    Ok(Facts { engine, hooks, backend, allocator, budget, threads })
 }
 
-pub fn backend(backend: dc_backend_t) -> Result<()> {
+/// Where tensors live.
+#[derive(Clone, Copy)]
+pub enum Backend {
+    Cpu,
+    /// Below 0: the device of the first stream.
+    Cuda {
+        device: i32,
+    },
+}
+
+pub fn backend(backend: dc_backend_t, device: i32) -> Result<Backend> {
     match backend {
-        0 => Ok(()),
-        1 => bail!(
-            Unsupported,
-            "backend is DC_BACKEND_CUDA (1), this version of the library has DC_BACKEND_CPU (0)"
-        ),
-        other => bail!(Arg, "backend is {other}, known are 0 and 1"),
+        0 => Ok(Backend::Cpu),
+        1 if device < -1 => {
+            bail!(Arg, "device is {device}, allowed is a CUDA ordinal, or -1")
+        }
+        1 => Ok(Backend::Cuda { device }),
+        other => {
+            bail!(Arg, "backend is {other}, known are DC_BACKEND_CPU (0) and DC_BACKEND_CUDA (1)")
+        }
     }
 }
 
@@ -596,7 +609,9 @@ fn tensor(t: &dc_tensor_t) -> Result<Tensor> {
     let (Some(shape), Some(stride)) = (t.shape.get(..ndim), t.stride.get(..ndim)) else {
         bail!(Arg, "ndim is {ndim}, allowed is 1 to {DC_MAX_DIMS}");
     };
-    Tensor::new(t.data.cast(), dtype(t.dtype)?, shape, stride, t.id)
+    let mut tensor = Tensor::new(t.data.cast(), dtype(t.dtype)?, shape, stride, t.id)?;
+    tensor.on_host = t.flags & DC_TENSOR_HOST != 0;
+    Ok(tensor)
 }
 
 /// # Safety
@@ -782,6 +797,7 @@ pub fn reason(reason: Reason) -> dc_reason_t {
         Reason::Engine => DC_REASON_ENGINE,
         Reason::Shared => DC_REASON_SHARED,
         Reason::Error => DC_REASON_ERROR,
+        Reason::Capture => DC_REASON_CAPTURE,
         Reason::Age => DC_REASON_AGE,
         Reason::Interval => DC_REASON_INTERVAL,
         Reason::Window => DC_REASON_WINDOW,

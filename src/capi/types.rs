@@ -49,7 +49,9 @@ pub const DC_HOOK_GUIDE: u32 = 32;
 /// the memory of that copy.
 pub const DC_ENGINE_KEEPS_INPUT: u32 = 1;
 
-/// dc_tensor_t::flags: `data` is host memory although the backend is not the CPU.
+/// dc_tensor_t::flags: `data` is host memory although the backend is not the CPU. It must be ready when
+/// the call is made, and is written when it returns; the copies of it are kept in host memory.
+/// Without effect on the CPU.
 pub const DC_TENSOR_HOST: u32 = 1;
 
 /// dc_pass_t::flags: the run's last step. Needed only if n_steps is unknown.
@@ -80,7 +82,7 @@ pub enum dc_status {
     DC_ERR_SHAPE = -5,
     /// The allocator returned null, or memory_budget would be exceeded.
     DC_ERR_MEMORY = -6,
-    /// No device or driver, or an error of theirs.
+    /// No device or driver, or an error of theirs; after one in a pass the rest of the run computes.
     DC_ERR_DEVICE = -7,
     /// Known but not to be had: a hook the engine does not make, a backend, a dtype.
     DC_ERR_UNSUPPORTED = -8,
@@ -88,7 +90,8 @@ pub enum dc_status {
     DC_ERR_VERSION = -9,
     /// A bug in the library; the cache only computes from now on.
     DC_ERR_INTERNAL = -10,
-    /// The stream is being captured.
+    /// The stream is being captured, or is the legacy one while another is: the pass computes, and the
+    /// capture goes on undisturbed.
     DC_ERR_CAPTURE = -11,
     /// Only from dc_cache_end_pass: do not use this pass's output. Redo it with DC_PASS_COMPUTE.
     DC_ERR_DISCARD = -100,
@@ -109,7 +112,7 @@ pub enum dc_action {
 
 /// Where tensors live.
 pub type dc_backend_t = u32;
-/// Values of dc_backend_t. This version has the CPU.
+/// Values of dc_backend_t.
 #[repr(C)]
 pub enum dc_backend {
     DC_BACKEND_CPU = 0,
@@ -314,7 +317,8 @@ pub struct dc_engine_t {
     pub magic: u32,
     /// Default DC_BACKEND_CPU.
     pub backend: dc_backend_t,
-    /// CUDA ordinal; -1 (default) = the device of the current context. Unused on the CPU.
+    /// CUDA ordinal; -1 (default) = that of the first stream's context, which for streams without one
+    /// (null, per-thread) is the current context, else the primary one of device 0. Unused on the CPU.
     pub device: i32,
     /// DC_HOOK_* bits, required: the calls this engine makes. A method that needs another call is
     /// refused by dc_cache_create().
@@ -337,8 +341,10 @@ pub struct dc_engine_t {
     pub max_stacked: u32,
     /// Bytes; 0 (default) = no limit.
     pub memory_budget: u64,
-    /// Where kept tensors live; both or neither. Gives `size` bytes aligned to 256, or null. Called
-    /// on the thread that called the library; must not throw, nor call back into this cache.
+    /// Where kept tensors live; both or neither. Gives `size` bytes aligned to 256, or null: of the
+    /// device, if there is one, for work that is queued on `stream` from here on. Called on the thread
+    /// that called the library; must not throw, nor call back into this cache. Without: CUDA's
+    /// stream-ordered allocator, or before CUDA 11.2 cuMemAlloc.
     pub mem_alloc: Option<
         unsafe extern "C-unwind" fn(
             user: *mut c_void,
@@ -346,7 +352,9 @@ pub struct dc_engine_t {
             stream: *mut c_void,
         ) -> *mut c_void,
     >,
-    /// Takes back what mem_alloc gave. `stream` may be null: all work is done.
+    /// Takes back what mem_alloc gave: work that is queued on `stream` so far may still use it. In
+    /// dc_cache_destroy(), and where a pass's stream was refused, that is a stream of the library's
+    /// own (on the CPU null).
     pub mem_free: Option<
         unsafe extern "C-unwind" fn(
             user: *mut c_void,
@@ -356,13 +364,16 @@ pub struct dc_engine_t {
         ),
     >,
     pub mem_user: *mut c_void,
-    /// Adds `n` doubles over the ranks that must agree on every decision, in place. Called on every
-    /// rank exactly once per pass that could be skipped by facts all ranks share (limits, schedule,
-    /// flags), and for layers once per kind, at the first layer of the pass; also by a rank on which
-    /// something failed: it votes against. Only a pass that dc_cache_begin_pass refuses for its
-    /// arguments does not vote, nor does guidance, whose schedule is the same on all ranks: let them
-    /// agree that dc_cache_begin_run, given the shapes, succeeded on each, for nothing in guidance can
-    /// fail after it. 0 = success.
+    /// Adds `n` doubles over the ranks that must agree on every decision, in place; on CUDA in device
+    /// memory, queued on `stream` without waiting (ncclAllReduce and its like). That is the stream of
+    /// the pass, or where it was refused one of the library's own. Called on every rank exactly once
+    /// per pass that could be skipped by facts all ranks share (limits, schedule, flags), and for
+    /// layers once per kind, at the first layer of the pass; also by a rank on which something failed:
+    /// it votes against. Three do not vote: a pass that dc_cache_begin_pass refuses for its arguments;
+    /// a rank whose device is lost, or out of memory for its vote (dc_backend_prepare takes it); and
+    /// guidance, whose schedule is the same on all ranks: let them agree that dc_cache_begin_run, given
+    /// the shapes, succeeded on each, for nothing in guidance can fail after it. A pass that one rank
+    /// must redo (DC_ERR_DISCARD), all must. 0 = success.
     pub reduce: Option<
         unsafe extern "C-unwind" fn(
             user: *mut c_void,
@@ -547,7 +558,7 @@ pub struct dc_run_t {
     pub n_shapes: u32,
     /// Given: all memory is taken here, or the call fails and the run computes.
     pub shapes: *const dc_shape_t,
-    /// Handed to mem_alloc.
+    /// For those allocations; as in dc_pass_t.
     pub stream: *mut c_void,
 }
 
@@ -566,8 +577,8 @@ pub struct dc_pass_t {
     pub flags: u32,
     /// With DC_PASS_TIMESTEP.
     pub timestep: f32,
-    /// The stream of this pass's work. The CPU backend works before a call returns and hands this
-    /// to the callbacks only.
+    /// The stream of this pass's work; see DC_STREAM_SYNC. Another one in another pass is fine. The
+    /// CPU backend works before a call returns and hands this to the callbacks only.
     pub stream: *mut c_void,
 }
 
@@ -601,7 +612,7 @@ pub struct dc_stats_t {
     pub bytes_held: u64,
     pub bytes_peak: u64,
     pub allocations: u64,
-    /// Time spent waiting for a device.
+    /// Time spent waiting for a device: for measurements, and with DC_STREAM_SYNC for all work.
     pub wait_ns: u64,
     /// NaN if nothing is measured.
     pub threshold: f64,

@@ -1,9 +1,9 @@
 //! The decision of a pass: what the rules say, what was measured, what the engine wishes, what is
 //! kept to stand in, and what other ranks vote.
-use super::{Decision, Group, Last, Leader, Measured, Reduce, Site, Turn};
+use super::{Decision, Group, Leader, Site, Turn};
 use crate::error::Result;
-use crate::ops::{Dtype, Ops};
-use crate::rule::{self, Action, Change, Pass, Reason, Verdict};
+use crate::ops::{Measured, Ops, Reduce};
+use crate::rule::{self, Action, Pass, Reason, Verdict};
 
 impl<O: Ops> Group<O> {
     /// The action that the first pass of this step chose, if it decides for this one.
@@ -173,20 +173,22 @@ impl<O: Ops> Group<O> {
         let wished = turn.wish.filter(|wish| *wish == Action::Compute).map(|_| Reason::Engine);
         let mut veto = turn.veto.or(wished).or(unusable);
         let measures = foreseen == Verdict::Measure && turn.wish.is_none();
-        let mut change = None;
+        let reduce = reduce.filter(|_| !std::mem::replace(&mut turn.voted, true));
+        let mut own = None;
         if measures && veto.is_none() {
-            change = self.measurement(ops, turn);
-            veto = if change.is_none() { Some(Reason::NoHistory) } else { None };
+            own = self.measurement(turn);
+            veto = if own.is_none() { Some(Reason::NoHistory) } else { None };
         }
-        if let Some(reduce) = reduce.filter(|_| !std::mem::replace(&mut turn.voted, true)) {
-            match agree(reduce, change, veto) {
-                Ok((agreed, vetoed)) => {
-                    change = agreed;
-                    veto = veto.or(vetoed.then_some(Reason::Veto));
+        let change = match reduce {
+            None => own.map(|own| own.read(ops)),
+            Some(reduce) => match ops.agree(own, veto.is_some(), reduce) {
+                Ok(agreed) => {
+                    veto = veto.or(agreed.vetoed.then_some(Reason::Veto));
+                    agreed.change
                 }
                 Err(error) => return (of(Action::Compute, Reason::Error), Err(error)),
-            }
-        }
+            },
+        };
         let metric = change.map(|change| self.policy.metric(change));
         let decision = |action, reason| Decision { action, reason, metric };
         if let Some(reason) = veto {
@@ -205,57 +207,25 @@ impl<O: Ops> Group<O> {
     }
 
     /// What this pass is judged by: its own measurement, or in lagged mode that of the last pass.
-    fn measurement(&mut self, ops: &mut O, turn: &mut Turn<O>) -> Option<Change> {
-        if self.policy.lagged {
-            return self.last_measurement(ops, &turn.members);
+    fn measurement<'a>(
+        &'a mut self,
+        turn: &'a mut Turn<O>,
+    ) -> Option<&'a mut Measured<O::Pending>> {
+        match self.policy.lagged {
+            true => self.last_measurement(&turn.members),
+            false => turn.measured.as_mut(),
         }
-        let (change, measured) = match turn.measured.take()? {
-            Measured::Queued(pending) => {
-                let change = ops.read(pending);
-                (change, Measured::Known(change))
-            }
-            known @ Measured::Known(change) => (change, known),
-        };
-        turn.measured = Some(measured);
-        Some(change)
     }
 
     /// The measurement of the pass before, if these branches were in it, and in it together.
-    pub(super) fn last_measurement(&mut self, ops: &mut O, members: &[usize]) -> Option<Change> {
-        let last = self.branches[*members.first()?].last.take()?;
-        let Last { step, members: with, measured } = last;
-        let change = match measured {
-            Measured::Queued(pending) => ops.read(pending),
-            Measured::Known(change) => change,
-        };
-        let measured = Measured::Known(change);
-        let newest = |member: &usize| self.branches[*member].evaluated == Some(step);
-        let valid = with == members && members.iter().all(newest);
-        self.branches[members[0]].last = Some(Last { step, members: with, measured });
-        valid.then_some(change)
+    pub(super) fn last_measurement(
+        &mut self,
+        members: &[usize],
+    ) -> Option<&mut Measured<O::Pending>> {
+        let first = *members.first()?;
+        let last = self.branches[first].last.as_ref()?;
+        let newest = |member: &usize| self.branches[*member].evaluated == Some(last.step);
+        let valid = last.members == members && members.iter().all(newest);
+        self.branches[first].last.as_mut().filter(|_| valid).map(|last| &mut last.measured)
     }
-}
-
-/// The sums over all ranks, and whether any of them votes against the skip.
-fn agree(
-    reduce: Reduce,
-    change: Option<Change>,
-    veto: Option<Reason>,
-) -> Result<(Option<Change>, bool)> {
-    let vote = f64::from(u8::from(veto.is_some()));
-    let mut sums = [0.0, 0.0, 0.0, 0.0, 0.0, vote];
-    if let Some(change) = change {
-        let Change { difference, value, reference, count, .. } = change;
-        let finite = [difference, value, reference].iter().all(|sum| sum.is_finite());
-        let not_finite = f64::from(u8::from(!finite));
-        sums = [difference, value, reference, count, not_finite, vote];
-    }
-    reduce(&mut sums)?;
-    let [difference, value, reference, count, not_finite, votes] = sums;
-    // All ranks see the same sums, also one that had nothing to add, so their rules stay alike. A
-    // rank whose sums are not finite makes everybody's so.
-    let spoilt = if not_finite > 0.0 { f64::NAN } else { 0.0 };
-    let dtype = change.map_or(Dtype::F32, |own| own.dtype);
-    let agreed = Change { difference: difference + spoilt, value, reference, count, dtype };
-    Ok(((count > 0.0).then_some(agreed), votes > 0.0))
 }

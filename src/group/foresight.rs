@@ -214,9 +214,10 @@ impl<O: Ops> Group<O> {
             _ if stale => Some(Action::Compute),
             Verdict::Skip => Some(Action::Skip),
             Verdict::Measure if self.policy.lagged && next == pass.step && !waits => {
-                let Some(change) = self.last_measurement(ops, members) else {
+                let Some(last) = self.last_measurement(members) else {
                     return Some(Action::Compute);
                 };
+                let change = last.read(ops);
                 match judge(&players, &pass, Some(self.policy.metric(change))) {
                     Verdict::Skip if self.is_able(place, members, &pass) => Some(Action::Skip),
                     _ => Some(Action::Compute),

@@ -165,12 +165,12 @@ impl<O: Ops> Group<O> {
     }
 
     /// Gives back buffers that wait for tensors of an earlier run.
-    pub(super) fn tidy_pool(&mut self) {
+    pub(super) fn tidy_pool(&mut self, ops: &mut O) {
         if !self.pool.is_planned() && !self.pool.is_empty() {
             let mut used = self.gauge.as_ref().map_or(Vec::new(), Gauge::shapes);
             let histories = self.sites.iter().flat_map(|site| &site.histories);
             used.extend(histories.flat_map(History::shapes));
-            self.pool.keep_only(&used);
+            self.pool.keep_only(ops, &used);
         }
     }
 

@@ -1,10 +1,10 @@
 //! The sites of a group, and what a pass does at each: fill the value in, or make room for it and
 //! take it in.
-use super::{Group, Last, Place, Reduce, Site, State, Turn};
+use super::{Group, Last, Place, Site, State, Turn};
 use crate::error::{Result, bail};
 use crate::estimator::Wanted;
 use crate::history::{History, Rows};
-use crate::ops::Ops;
+use crate::ops::{Ops, Reduce};
 use crate::rule::{Action, Reason};
 use crate::scope::{Base, Scope};
 
@@ -209,6 +209,11 @@ impl<O: Ops> Group<O> {
             self.fill(ops, turn, place, input, out);
             self.keep_lagged(turn);
             self.land();
+            if let Err(error) = ops.status() {
+                turn.take_back(Reason::Error);
+                self.site_mut(place).state = State::Left;
+                bail!(Discard, "what stands in could not be written: {error}");
+            }
             return Ok(Action::Skip);
         }
         if self.policy.scope.is_single() {

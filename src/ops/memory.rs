@@ -1,6 +1,8 @@
-//! Where kept tensors live: the engine's allocator or the library's own, with exact accounting and
+//! Where kept tensors live: the engine's allocator, a device or the heap, with exact accounting and
 //! a hard budget. Backend code asks here and nowhere else.
+use super::{Buffer, Shape, View};
 use crate::error::{Result, bail};
+use once_cell::sync::OnceCell;
 use std::alloc::Layout;
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -25,9 +27,25 @@ pub struct Allocator {
 unsafe impl Send for Allocator {}
 unsafe impl Sync for Allocator {}
 
-#[derive(Debug)]
+/// Memory that is not the host's.
+pub trait Device: Send + Sync {
+    /// Memory that work queued on `stream` from here on may use.
+    fn alloc(&self, bytes: usize, stream: *mut c_void) -> Result<*mut u8>;
+
+    /// Takes it back, once the work queued on `stream` so far is done.
+    ///
+    /// # Safety
+    /// `address` came from [`alloc`](Self::alloc), and nothing uses it afterwards.
+    unsafe fn free(&self, address: *mut u8, stream: *mut c_void);
+
+    /// Runs `f` as the device's user.
+    fn within(&self, f: &mut dyn FnMut());
+}
+
 pub struct Memory {
     allocator: Option<Allocator>,
+    /// Where tensors live that are not the host's, once it is known.
+    device: OnceCell<Arc<dyn Device>>,
     /// Bytes; `u64::MAX` is no limit.
     budget: u64,
     held: AtomicU64,
@@ -43,6 +61,7 @@ impl Memory {
         let budget = if budget == 0 { u64::MAX } else { budget };
         Arc::new(Self {
             allocator,
+            device: OnceCell::new(),
             budget,
             held: AtomicU64::new(0),
             peak: AtomicU64::new(0),
@@ -51,8 +70,17 @@ impl Memory {
         })
     }
 
+    /// For all its life.
+    pub fn set_device(&self, device: Arc<dyn Device>) {
+        let _ = self.device.set(device);
+    }
+
     pub fn set_stream(&self, stream: *mut c_void) {
         self.stream.store(stream, Relaxed);
+    }
+
+    pub fn stream(&self) -> *mut c_void {
+        self.stream.load(Relaxed)
     }
 
     pub fn budget(&self) -> u64 {
@@ -71,9 +99,24 @@ impl Memory {
         self.allocations.load(Relaxed)
     }
 
-    /// A block of `bytes`, freed on drop. Nothing is asked for if there are none.
+    /// A block of `bytes` where tensors live, freed on drop. Nothing is asked for if there are none.
     pub fn take(self: &Arc<Self>, bytes: usize) -> Result<Block> {
-        let mut block = Block { address: std::ptr::null_mut(), bytes: 0, memory: self.clone() };
+        let source = match (self.allocator, self.device.get()) {
+            (Some(allocator), _) => Source::Engine(allocator),
+            (None, Some(device)) => Source::Device(device.clone()),
+            (None, None) => Source::Heap,
+        };
+        self.take_from(source, bytes)
+    }
+
+    /// The same, in the host's own memory.
+    pub fn take_on_host(self: &Arc<Self>, bytes: usize) -> Result<Block> {
+        self.take_from(Source::Heap, bytes)
+    }
+
+    fn take_from(self: &Arc<Self>, source: Source, bytes: usize) -> Result<Block> {
+        let mut block =
+            Block { address: std::ptr::null_mut(), bytes: 0, source, memory: self.clone() };
         if bytes == 0 {
             return Ok(block);
         }
@@ -81,10 +124,11 @@ impl Memory {
         if held > self.budget {
             bail!(Memory, "memory_budget is {} bytes, {held} are needed", self.budget);
         }
-        block.address = match self.allocator {
-            // The engine promised an allocator that takes these arguments.
-            Some(a) => unsafe { (a.alloc)(a.user, bytes, self.stream.load(Relaxed)).cast() },
-            None => unsafe { std::alloc::alloc(layout(bytes)) },
+        let stream = self.stream.load(Relaxed);
+        block.address = match &block.source {
+            Source::Engine(allocator) => self.ask(allocator, bytes, stream),
+            Source::Device(device) => device.alloc(bytes, stream)?,
+            Source::Heap => unsafe { std::alloc::alloc(layout(bytes)) },
         };
         if block.address.is_null() {
             let held = self.held();
@@ -103,39 +147,78 @@ impl Memory {
         }
         Ok(block)
     }
+
+    /// What the engine's allocator gives. It may make a context of its own the current one.
+    fn ask(&self, allocator: &Allocator, bytes: usize, stream: *mut c_void) -> *mut u8 {
+        let Allocator { alloc, user, .. } = *allocator;
+        let mut address = std::ptr::null_mut();
+        // The engine promised an allocator that takes these arguments.
+        self.within(&mut || address = unsafe { alloc(user, bytes, stream) });
+        address.cast()
+    }
+
+    fn within(&self, f: &mut dyn FnMut()) {
+        match self.device.get() {
+            Some(device) => device.within(f),
+            None => f(),
+        }
+    }
+}
+
+#[derive(Clone)]
+enum Source {
+    Engine(Allocator),
+    Device(Arc<dyn Device>),
+    Heap,
 }
 
 /// Memory of one kept tensor.
-#[derive(Debug)]
 pub struct Block {
     address: *mut u8,
     bytes: usize,
+    source: Source,
     memory: Arc<Memory>,
 }
 
 // The block owns its memory.
 unsafe impl Send for Block {}
 
-impl Block {
-    pub fn address(&self) -> *mut u8 {
-        self.address
-    }
-}
-
 impl Drop for Block {
     fn drop(&mut self) {
         if self.bytes == 0 {
             return;
         }
-        let memory = &self.memory;
-        memory.held.fetch_sub(self.bytes as u64, Relaxed);
-        // Address and size are those of `take`.
-        match memory.allocator {
-            Some(a) => unsafe {
-                (a.free)(a.user, self.address.cast(), self.bytes, memory.stream.load(Relaxed));
-            },
-            None => unsafe { std::alloc::dealloc(self.address, layout(self.bytes)) },
-        }
+        let (memory, address, bytes) = (&self.memory, self.address, self.bytes);
+        memory.held.fetch_sub(bytes as u64, Relaxed);
+        let stream = memory.stream.load(Relaxed);
+        // Address and size are those of `take_from`.
+        let mut free = || match &self.source {
+            Source::Engine(a) => unsafe { (a.free)(a.user, address.cast(), bytes, stream) },
+            Source::Device(device) => unsafe { device.free(address, stream) },
+            Source::Heap => unsafe { std::alloc::dealloc(address, layout(bytes)) },
+        };
+        memory.within(&mut free);
+    }
+}
+
+/// A kept tensor: dense, in a block of its own.
+pub struct Storage {
+    block: Block,
+    shape: Shape,
+}
+
+impl Storage {
+    /// `block` has room for the shape.
+    pub fn new(block: Block, shape: Shape) -> Self {
+        assert!(block.bytes == shape.bytes());
+        Self { block, shape }
+    }
+}
+
+impl Buffer for Storage {
+    fn view(&self) -> View {
+        // The block has room for the shape, and lives as long as the buffer.
+        unsafe { View::dense(self.block.address, self.shape) }
     }
 }
 

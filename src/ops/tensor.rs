@@ -40,6 +40,8 @@ impl Dtype {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Shape {
     pub dtype: Dtype,
+    /// In the host's memory, although others are on a device.
+    on_host: bool,
     /// Right-aligned, padded with ones.
     extents: [usize; MAX_DIMS],
 }
@@ -53,6 +55,15 @@ impl Shape {
         self.elements() * self.dtype.size()
     }
 
+    pub fn is_on_host(&self) -> bool {
+        self.on_host
+    }
+
+    /// The same, in the host's memory or where tensors live.
+    pub fn on_host(self, on_host: bool) -> Self {
+        Self { on_host, ..self }
+    }
+
     /// The same extents in another dtype.
     pub fn with_dtype(self, dtype: Dtype) -> Self {
         Self { dtype, ..self }
@@ -62,7 +73,8 @@ impl Shape {
 impl std::fmt::Display for Shape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let first = self.extents.iter().position(|n| *n != 1).unwrap_or(MAX_DIMS - 1);
-        write!(f, "{:?}{:?}", self.dtype, &self.extents[first..])
+        let place = if self.on_host { " on the host" } else { "" };
+        write!(f, "{:?}{:?}{place}", self.dtype, &self.extents[first..])
     }
 }
 
@@ -110,7 +122,7 @@ impl View {
         extents: &[usize],
         strides: &[usize],
     ) -> Self {
-        let mut shape = Shape { dtype, extents: [1; MAX_DIMS] };
+        let mut shape = Shape { dtype, on_host: false, extents: [1; MAX_DIMS] };
         let counting = extents.iter().zip(strides).filter(|(extent, _)| **extent != 1);
         let (mut axes, mut n_axes) = ([Axis::default(); MAX_DIMS], 0usize);
         let first = MAX_DIMS - counting.clone().count();
@@ -134,6 +146,31 @@ impl View {
 
     pub fn shape(&self) -> Shape {
         self.shape
+    }
+
+    /// The same view, said to be in the host's memory or where tensors live.
+    pub fn on_host(self, on_host: bool) -> Self {
+        Self { shape: self.shape.on_host(on_host), ..self }
+    }
+
+    pub fn is_on_host(&self) -> bool {
+        self.shape.on_host
+    }
+
+    /// Every element lies right behind the one before it.
+    pub fn is_dense(&self) -> bool {
+        self.n_axes == 1 && (self.axes[0].stride == 1 || self.axes[0].extent == 1)
+    }
+
+    /// Of the first element.
+    pub fn address(&self) -> *mut u8 {
+        self.data
+    }
+
+    /// Extent and stride of each axis, in elements, outermost first; neighbours that can be walked
+    /// as one are merged.
+    pub fn axes(&self) -> impl DoubleEndedIterator<Item = (usize, usize)> + Clone {
+        self.axes[..self.n_axes].iter().map(|axis| (axis.extent, axis.stride))
     }
 
     pub fn dtype(&self) -> Dtype {
@@ -257,6 +294,8 @@ pub struct Tensor {
     strides: [usize; MAX_DIMS],
     /// 0, or the engine's number for this stream.
     pub id: u32,
+    /// The engine says that it is in the host's memory, although others are on a device.
+    pub on_host: bool,
 }
 
 // As for `View`.
@@ -306,7 +345,7 @@ impl Tensor {
                 step *= extents[k].max(1);
             }
         }
-        Ok(Self { data, dtype, ndim, extents, strides, id })
+        Ok(Self { data, dtype, ndim, extents, strides, id, on_host: false })
     }
 
     pub fn is_null(&self) -> bool {
@@ -332,9 +371,8 @@ impl Tensor {
         let mut extents = self.extents;
         extents[0] = rows;
         let data = self.data.wrapping_add(index * rows * self.strides[0] * self.dtype.size());
-        unsafe {
-            View::strided(data, self.dtype, &extents[..self.ndim], &self.strides[..self.ndim])
-        }
+        let (extents, strides) = (&extents[..self.ndim], &self.strides[..self.ndim]);
+        unsafe { View::strided(data, self.dtype, extents, strides) }.on_host(self.on_host)
     }
 
     /// Elements along dimension 0.

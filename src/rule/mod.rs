@@ -94,6 +94,7 @@ pub enum Reason {
     NotFinite,
     Shape,
     Memory,
+    Capture,
     Veto,
     Engine,
     Shared,

@@ -3,18 +3,21 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 #![allow(unused_imports, reason = "likewise")]
 
+pub mod device;
+pub mod ranks;
 pub mod recording;
 
 use std::alloc::{Layout, alloc, dealloc};
-use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::{null, null_mut};
 use std::rc::Rc;
 use std::sync::{Mutex, MutexGuard, Once};
 
+use device::on_cuda;
 pub use diffcache::capi::*;
 pub use diffcache::ops::{Dtype, View};
 use half::{bf16, f16};
+use proptest::test_runner::{Config as ProptestConfig, RngSeed};
 
 pub const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 
@@ -22,12 +25,26 @@ pub const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 pub const NO_RAILS: &str =
     "warmup_steps=0,last_steps=0,max_consecutive=none,max_error=none,max_gain=none,max_age=none";
 
+/// The same cases every time; PROPTEST_CASES and PROPTEST_RNG_SEED ask for more, and for others.
+pub fn properties(cases: u32) -> ProptestConfig {
+    let asked = ProptestConfig::default();
+    let rng_seed = match asked.rng_seed {
+        RngSeed::Random => RngSeed::Fixed(1),
+        fixed => fixed,
+    };
+    let cases = match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => asked.cases,
+        None => device::fewer(cases),
+    };
+    ProptestConfig { cases, rng_seed, failure_persistence: None, ..asked }
+}
+
 // ---- tensors ----
 
 /// A view of elements in memory that views share, as an engine's tensors share its buffers.
 #[derive(Clone)]
 pub struct Tensor {
-    memory: Rc<[Cell<u8>]>,
+    memory: Rc<device::Memory>,
     /// Byte of the first element.
     start: usize,
     pub dtype: Dtype,
@@ -45,12 +62,20 @@ impl Tensor {
 
     /// Dense, with its first element `offset` bytes behind a boundary of 64.
     pub fn unaligned(dtype: Dtype, shape: &[usize], offset: usize) -> Self {
-        let bytes = shape.iter().product::<usize>() * dtype.size();
-        let memory: Rc<[Cell<u8>]> = vec![Cell::new(0xff); bytes + 64 + offset].into();
-        let address = memory.as_ptr().addr();
+        let stride: Vec<_> =
+            (0..shape.len()).map(|axis| shape[axis + 1..].iter().product()).collect();
+        Self::strided(dtype, shape, &stride, offset)
+    }
+
+    /// The same with any strides, in elements.
+    pub fn strided(dtype: Dtype, shape: &[usize], stride: &[usize], offset: usize) -> Self {
+        let last = |(n, stride): (&usize, &usize)| n.saturating_sub(1) * stride;
+        let elements = shape.iter().zip(stride).map(last).sum::<usize>() + 1;
+        let memory = Rc::new(device::Memory::new(elements * dtype.size() + 64 + offset));
+        let address = memory.address().addr();
         let start = address.next_multiple_of(64) - address + offset;
-        let stride = (0..shape.len()).map(|axis| shape[axis + 1..].iter().product()).collect();
-        Self { memory, start, dtype, shape: shape.to_vec(), stride, id: 0 }
+        let (shape, stride) = (shape.to_vec(), stride.to_vec());
+        Self { memory, start, dtype, shape, stride, id: 0 }
     }
 
     /// Dense, one dimension.
@@ -65,6 +90,16 @@ impl Tensor {
         let copy = Self { id: self.id, ..Self::new(self.dtype, &self.shape) };
         copy.set(&self.values());
         copy
+    }
+
+    /// The same elements in the host's memory, dense.
+    pub fn on_host(&self) -> Self {
+        let bytes = self.bytes();
+        let memory = Rc::new(device::Memory::on_host(bytes.len()));
+        memory.write(0, &bytes);
+        let dense = |axis: usize| self.shape[axis + 1..].iter().product();
+        let stride = (0..self.shape.len()).map(dense).collect();
+        Self { memory, start: 0, stride, ..self.clone() }
     }
 
     /// `extent` places from `from` on along `axis`, in the same memory.
@@ -106,13 +141,17 @@ impl Tensor {
 
     /// The elements' bytes.
     pub fn bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.len() * self.dtype.size());
+        let (memory, size) = (self.memory.read(), self.dtype.size());
+        self.runs().into_iter().flat_map(|(at, n)| &memory[at..at + n * size]).copied().collect()
+    }
+
+    /// The bytes around the elements, which are none of anybody's business.
+    pub fn surroundings(&self) -> Vec<u8> {
+        let mut memory = self.memory.read();
         for (at, n) in self.runs() {
-            let run = &self.memory[at..at + n * self.dtype.size()];
-            // Cells of bytes are bytes, and nobody writes them meanwhile.
-            bytes.extend_from_slice(unsafe { &*(std::ptr::from_ref(run) as *const [u8]) });
+            memory[at..at + n * self.dtype.size()].fill(0);
         }
-        bytes
+        memory
     }
 
     pub fn values(&self) -> Vec<f32> {
@@ -133,11 +172,17 @@ impl Tensor {
     /// The elements as [`bytes`](Self::bytes) gives them.
     pub fn set_bytes(&self, mut bytes: &[u8]) {
         assert_eq!(bytes.len(), self.len() * self.dtype.size());
-        for (at, n) in self.runs() {
+        let runs = self.runs();
+        if let [(at, _)] = runs[..] {
+            return self.memory.write(at, bytes);
+        }
+        let mut memory = self.memory.read();
+        for (at, n) in runs {
             let (run, rest) = bytes.split_at(n * self.dtype.size());
-            self.memory[at..].iter().zip(run).for_each(|(to, byte)| to.set(*byte));
+            memory[at..at + run.len()].copy_from_slice(run);
             bytes = rest;
         }
+        self.memory.write(0, &memory);
     }
 
     pub fn fill(&self, value: f32) {
@@ -150,9 +195,9 @@ impl Tensor {
 
     /// As the operations take it.
     pub fn view(&self) -> View {
-        let first = self.memory.as_ptr().cast::<u8>().wrapping_add(self.start);
+        let first = self.memory.address().wrapping_add(self.start);
         // It names elements of `memory`, which the caller keeps while it uses the view.
-        unsafe { View::strided(first.cast_mut(), self.dtype, &self.shape, &self.stride) }
+        unsafe { View::strided(first, self.dtype, &self.shape, &self.stride) }
     }
 
     /// As the C ABI takes it: valid while the memory lives.
@@ -160,9 +205,8 @@ impl Tensor {
         let (mut shape, mut stride) = ([0; DC_MAX_DIMS], [0; DC_MAX_DIMS]);
         shape.iter_mut().zip(&self.shape).for_each(|(to, extent)| *to = *extent as i64);
         stride.iter_mut().zip(&self.stride).for_each(|(to, step)| *to = *step as i64);
-        let first = self.memory.as_ptr().cast::<u8>().wrapping_add(self.start);
         dc_tensor_t {
-            data: first.cast_mut().cast(),
+            data: self.memory.address().wrapping_add(self.start).cast(),
             dtype: match self.dtype {
                 Dtype::F32 => DC_F32,
                 Dtype::F16 => DC_F16,
@@ -171,7 +215,10 @@ impl Tensor {
             ndim: self.shape.len() as u32,
             shape,
             stride,
-            flags: 0,
+            flags: match *self.memory {
+                device::Memory::Host(_) if on_cuda() => DC_TENSOR_HOST,
+                _ => 0,
+            },
             id: self.id,
             reserved: 0,
         }
@@ -208,6 +255,16 @@ pub fn tolerance(dtype: Dtype) -> f32 {
     }
 }
 
+/// A sum of a measurement, or their ratio: on the CPU bit for bit, on CUDA within 1e-6; what is not
+/// finite is so on both.
+pub fn is_sum(got: f64, expected: f64) -> bool {
+    match on_cuda() {
+        _ if !expected.is_finite() => !got.is_finite(),
+        true => (got - expected).abs() <= 1e-6 * expected.abs(),
+        false => got.to_bits() == expected.to_bits(),
+    }
+}
+
 pub fn assert_close(got: &[f32], expected: &[f32], dtype: Dtype) {
     assert_eq!(got.len(), expected.len());
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
@@ -237,7 +294,8 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// An engine that asks before and reports after each of its blocks, on this thread.
+    /// An engine that asks before and reports after each of its blocks, on this thread and the
+    /// backend under test.
     pub fn new(n_blocks: usize, options: &str) -> Self {
         let text = CString::new(options).expect("no NUL");
         // Plain C structs, which the calls fill before anything is read.
@@ -247,6 +305,9 @@ impl Setup {
             engine.hooks = DC_HOOK_EACH;
             engine.n_blocks = n_blocks as u32;
             engine.n_threads = 1;
+            if on_cuda() {
+                (engine.backend, engine.device) = (DC_BACKEND_CUDA, 0);
+            }
             ok(dc_options_init(&mut parsed, size_of_val(&parsed), null()));
             ok(dc_options_parse(&mut parsed, text.as_ptr()));
             Self { engine, options: parsed }
@@ -374,7 +435,7 @@ pub const fn kind_unit(kind: dc_kind_t) -> u32 {
     0xffff_ff00 | kind
 }
 
-/// DC_RUN_INIT, with a number of steps.
+/// DC_RUN_INIT, with a number of steps, on this thread's stream.
 pub fn run_of(n_steps: u32) -> dc_run_t {
     dc_run_t {
         struct_size: size_of::<dc_run_t>() as u32,
@@ -385,11 +446,11 @@ pub fn run_of(n_steps: u32) -> dc_run_t {
         timestep_max: 0.0,
         n_shapes: 0,
         shapes: null(),
-        stream: null_mut(),
+        stream: device::stream(),
     }
 }
 
-/// DC_PASS_INIT, with a step and the branches stacked in it.
+/// DC_PASS_INIT, with a step and the branches stacked in it, on this thread's stream.
 pub fn pass_of(step: u32, members: &[u32]) -> dc_pass_t {
     let mut branches = [0; DC_MAX_BRANCHES];
     branches[..members.len()].copy_from_slice(members);
@@ -400,7 +461,7 @@ pub fn pass_of(step: u32, members: &[u32]) -> dc_pass_t {
         branches,
         flags: 0,
         timestep: 0.0,
-        stream: null_mut(),
+        stream: device::stream(),
     }
 }
 
@@ -533,8 +594,8 @@ impl Cache {
     }
 
     pub fn trim(&self) -> dc_status_t {
-        // No allocator of the tests minds the stream.
-        unsafe { dc_cache_trim(self.0, null_mut()) }
+        // A stream of the backend's.
+        unsafe { dc_cache_trim(self.0, device::stream()) }
     }
 
     pub fn stats(&self) -> dc_stats_t {
@@ -775,7 +836,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 unsafe extern "C-unwind" fn ledger_alloc(
     user: *mut c_void,
     size: usize,
-    _: *mut c_void,
+    stream: *mut c_void,
 ) -> *mut c_void {
     // `serve` put it there.
     let mut books = lock(unsafe { &*user.cast::<Mutex<Books>>() });
@@ -789,6 +850,9 @@ unsafe extern "C-unwind" fn ledger_alloc(
     books.asked += size as u64;
     books.held += size as u64;
     books.peak = books.peak.max(books.held);
+    if on_cuda() {
+        return device::allocate(size, stream);
+    }
     let layout = Layout::from_size_align(size, ALIGNMENT).expect("a tensor's size");
     // Of more than no bytes; NaN, as nobody promised zeros.
     unsafe {
@@ -802,12 +866,15 @@ unsafe extern "C-unwind" fn ledger_free(
     user: *mut c_void,
     block: *mut c_void,
     size: usize,
-    _: *mut c_void,
+    stream: *mut c_void,
 ) {
     // As above; the block came from `ledger_alloc`.
     let mut books = lock(unsafe { &*user.cast::<Mutex<Books>>() });
     books.frees += 1;
     books.held = books.held.checked_sub(size as u64).expect("no more is freed than is held");
+    if on_cuda() {
+        return device::free(block, stream);
+    }
     unsafe {
         block.cast::<u8>().write_bytes(0xff, size);
         dealloc(block.cast(), Layout::from_size_align_unchecked(size, ALIGNMENT));

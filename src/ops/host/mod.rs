@@ -8,11 +8,12 @@ mod lanes;
 mod low_pass;
 mod pool;
 
-use super::memory::{Block, Memory};
-use super::{BLOCK, Buffer, Comparison, Dtype, LANES, MAX_RUNGS, Ops, Rounding, Shape, View};
+use super::memory::{Memory, Storage};
+use super::{BLOCK, Comparison, Dtype, LANES, MAX_RUNGS, Ops, Rounding, Shape, View};
 use crate::error::Result;
 use crate::rule::Change;
 use lanes::{CHUNK, Lanes, load, store, transfer};
+use std::ffi::c_void;
 use std::sync::Arc;
 
 pub struct Host {
@@ -29,30 +30,20 @@ impl Host {
     }
 }
 
-pub struct HostBuffer {
-    block: Block,
-    shape: Shape,
-}
-
-impl Buffer for HostBuffer {
-    fn view(&self) -> View {
-        // The block has room for the shape, and lives as long as the buffer.
-        unsafe { View::dense(self.block.address(), self.shape) }
-    }
-}
-
 impl Ops for Host {
-    type Buffer = HostBuffer;
+    type Buffer = Storage;
     type Pending = Change;
 
-    fn alloc(&mut self, shape: Shape) -> Result<HostBuffer> {
-        Ok(HostBuffer { block: self.memory.take(shape.bytes())?, shape })
+    fn alloc(&mut self, shape: Shape) -> Result<Storage> {
+        let block = match shape.is_on_host() {
+            // The engine's allocator is for tensors that live elsewhere.
+            true => self.memory.take_on_host(shape.bytes())?,
+            false => self.memory.take(shape.bytes())?,
+        };
+        Ok(Storage::new(block, shape))
     }
 
     fn copy(&mut self, out: View, x: View) {
-        if out.dtype() == x.dtype() {
-            return self.chunks(out.len(), |start, n| transfer(&out, &x, start, n));
-        }
         self.combine(out, Some(x), &[], Rounding::Once);
     }
 
@@ -67,6 +58,11 @@ impl Ops for Host {
     }
 
     fn combine(&mut self, out: View, x: Option<View>, terms: &[(f64, View)], rounding: Rounding) {
+        if let (Some(x), []) = (&x, terms)
+            && out.dtype() == x.dtype()
+        {
+            return self.chunks(out.len(), |start, n| transfer(&out, x, start, n));
+        }
         if rounding == Rounding::EachTerm {
             return self.combine_rounding(out, x, terms);
         }
@@ -125,6 +121,19 @@ impl Ops for Host {
 
     fn read(&mut self, pending: Change) -> Change {
         pending
+    }
+
+    fn stream(&self) -> *mut c_void {
+        self.memory.stream()
+    }
+
+    fn begin(&mut self, stream: *mut c_void) -> Result<()> {
+        self.memory.set_stream(stream);
+        Ok(())
+    }
+
+    fn retire(&mut self) {
+        self.memory.set_stream(std::ptr::null_mut());
     }
 }
 
@@ -225,20 +234,21 @@ fn add_by_halves(lanes: &mut [f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::Buffer;
     use half::{bf16, f16};
 
     fn host() -> Host {
         Host::new(Memory::new(None, 0), 1)
     }
 
-    fn buffer(host: &mut Host, dtype: Dtype, values: &[f32]) -> HostBuffer {
+    fn buffer(host: &mut Host, dtype: Dtype, values: &[f32]) -> Storage {
         let view = unsafe { View::strided(std::ptr::null_mut(), dtype, &[values.len()], &[1]) };
         let buffer = host.alloc(view.shape()).expect("memory");
         store(&buffer.view(), 0, values);
         buffer
     }
 
-    fn values(buffer: &HostBuffer) -> Vec<f32> {
+    fn values(buffer: &Storage) -> Vec<f32> {
         let mut values = vec![0.0; buffer.view().len()];
         load(&buffer.view(), 0, &mut values);
         values
