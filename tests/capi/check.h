@@ -6,17 +6,9 @@
 #ifndef DIFFCACHE_TESTS_CHECK_H
 #define DIFFCACHE_TESTS_CHECK_H
 
-#ifndef _POSIX_C_SOURCE
-#define _POSIX_C_SOURCE 200809L /* threads and alarm */
-#endif
-
-#include <diffcache.h>
+#include "device.h"
 
 #include <math.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 /* ---- claims ---- */
 
@@ -67,7 +59,7 @@ static inline long often(long times)
 /* Switches the rails off, so that a test sees only the rule it is about. */
 #define NO_RAILS "warmup_steps=0,last_steps=0,max_consecutive=none,max_error=none,max_gain=none,max_age=none"
 
-/* An engine of `blocks` blocks on the CPU that calls for every block. */
+/* An engine of `blocks` blocks that calls for every block. */
 static inline dc_engine_t an_engine(uint32_t blocks, uint32_t branches)
 {
     dc_engine_t engine;
@@ -76,6 +68,7 @@ static inline dc_engine_t an_engine(uint32_t blocks, uint32_t branches)
     engine.n_blocks = blocks;
     engine.n_branches = branches;
     engine.n_threads = 1;
+    put_on_backend(&engine);
     return engine;
 }
 

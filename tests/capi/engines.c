@@ -439,7 +439,7 @@ static uint64_t video_bytes(const video_method_t *m)
 
 static void video(const video_method_t *method, int batched, float predictions[VIDEO_STEPS][2][VIDEO])
 {
-    static video_t v; /* large */
+    video_t v;
     ledger_t books;
     dc_engine_t engine = an_engine(VIDEO_BLOCKS, 2);
     dc_options_t options = options_of(method->text);

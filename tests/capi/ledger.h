@@ -4,10 +4,10 @@
 
 #include "check.h"
 
-enum { MOST_BLOCKS = 512, ALIGNMENT = 256 };
+enum { MOST_BLOCKS = 512 };
 
 typedef struct ledger_t {
-    struct { void *data, *raw; size_t size; } live[MOST_BLOCKS];
+    struct { void *data; size_t size; } live[MOST_BLOCKS];
     size_t   n_live;
     uint64_t asked, held, peak; /* bytes: all ever asked for, held now, most ever held */
     long     calls, frees;
@@ -24,12 +24,10 @@ static inline void *ledger_alloc(void *user, size_t size, void *stream)
     int failing = books->calls == books->fail_at || (books->fail_on && books->calls > books->fail_at);
     if (books->fail_at != 0 && failing) return NULL;
     CHECK(books->n_live < MOST_BLOCKS);
-    unsigned char *raw = malloc(size + ALIGNMENT);
-    CHECK(raw != NULL);
-    void *data = raw + (ALIGNMENT - (uintptr_t)raw % ALIGNMENT) % ALIGNMENT;
+    void *data = room(size);
+    CHECK(data != NULL);
     memset(data, 0xff, size); /* memory is never promised to be zero: NaN in every dtype */
     books->live[books->n_live].data = data;
-    books->live[books->n_live].raw = raw;
     books->live[books->n_live++].size = size;
     books->asked += size;
     books->held += size;
@@ -40,12 +38,12 @@ static inline void *ledger_alloc(void *user, size_t size, void *stream)
 static inline void ledger_free(void *user, void *data, size_t size, void *stream)
 {
     ledger_t *books = user;
-    (void)stream;
+    settle(stream); /* it may be freed while work that reads it is queued */
     for (size_t k = 0; k < books->n_live; k++)
         if (books->live[k].data == data) {
             CHECK(books->live[k].size == size);
             memset(data, 0xdd, size); /* whoever still reads it shows */
-            free(books->live[k].raw);
+            give_back(data);
             books->live[k] = books->live[--books->n_live];
             books->held -= size;
             books->frees++;

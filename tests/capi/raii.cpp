@@ -1,5 +1,7 @@
 // The C++ header: what goes wrong in setting up throws, what is opened is closed, also by an exception, and a pass through
 // it is the pass that the C loop makes.
+#include "device.h"
+
 #include <diffcache.hpp>
 
 #include <cmath>
@@ -46,6 +48,7 @@ static const std::string eager = "fbcache,threshold=0.2,warmup_steps=0,last_step
 static Cache a_cache_of(const std::string &text, uint32_t n_blocks = blocks)
 {
     Engine engine;
+    put_on_backend(&engine);
     engine.hooks = DC_HOOK_EACH;
     engine.n_blocks = n_blocks;
     return Cache(engine, Options(text));
@@ -353,6 +356,7 @@ static void a_discarded_pass_is_run_again_in_full()
 static void a_run_over_its_budget_says_so_and_computes()
 {
     Engine engine;
+    put_on_backend(&engine);
     engine.hooks = DC_HOOK_EACH;
     engine.n_blocks = blocks;
     engine.memory_budget = 1;
@@ -394,6 +398,7 @@ static const std::string scheduled = "none,rule=schedule,scope=layers,on_residua
 static Engine a_layered_engine()
 {
     Engine engine;
+    put_on_backend(&engine);
     engine.hooks = DC_HOOK_LAYERS | DC_HOOK_GUIDE;
     engine.n_layers = layers;
     engine.n_branches = 2;

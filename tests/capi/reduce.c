@@ -22,7 +22,7 @@ typedef struct collective_t {
 typedef struct rank_t {
     int           number, first, rows;    /* its shard of the rows */
     collective_t *all;
-    pthread_t     thread;
+    thread_t      thread;
     long          reduced;                /* calls of its reduce */
     char          decisions[STEPS + 1];
     dc_status_t   statuses[STEPS];
@@ -38,9 +38,10 @@ static int32_t sum_over_ranks(void *user, double *sums, size_t n, void *stream)
 {
     rank_t *rank = user;
     collective_t *all = rank->all;
-    (void)stream;
+    double own[MOST_SUMS];
     rank->reduced++;
     CHECK(n > 0 && n <= MOST_SUMS);
+    read_device(own, sums, n * sizeof *own, stream);
     CHECK(pthread_mutex_lock(&all->lock) == 0);
     long round = all->round;
     if (all->arrived == 0) {
@@ -48,7 +49,7 @@ static int32_t sum_over_ranks(void *user, double *sums, size_t n, void *stream)
         memset(all->sums, 0, sizeof all->sums);
     }
     CHECK(all->n == n); /* every rank brings as many */
-    for (size_t k = 0; k < n; k++) all->sums[k] += sums[k];
+    for (size_t k = 0; k < n; k++) all->sums[k] += own[k];
     if (++all->arrived == RANKS) {
         memcpy(all->result, all->sums, sizeof all->sums);
         all->arrived = 0;
@@ -56,8 +57,9 @@ static int32_t sum_over_ranks(void *user, double *sums, size_t n, void *stream)
         CHECK(pthread_cond_broadcast(&all->turn) == 0);
     }
     while (all->round == round) CHECK(pthread_cond_wait(&all->turn, &all->lock) == 0);
-    memcpy(sums, all->result, n * sizeof *sums);
+    memcpy(own, all->result, n * sizeof *own);
     CHECK(pthread_mutex_unlock(&all->lock) == 0);
+    write_device(sums, own, n * sizeof *own);
     return 0;
 }
 
@@ -172,8 +174,8 @@ static void run_ranks(rank_t ranks[RANKS], int failing_rank, enum failure how, u
         first += rows[r];
     }
     CHECK(first == ROWS);
-    for (int r = 0; r < RANKS; r++) CHECK(pthread_create(&ranks[r].thread, NULL, run_rank, &ranks[r]) == 0);
-    for (int r = 0; r < RANKS; r++) CHECK(pthread_join(ranks[r].thread, NULL) == 0);
+    for (int r = 0; r < RANKS; r++) start_thread(&ranks[r].thread, run_rank, &ranks[r]);
+    for (int r = 0; r < RANKS; r++) join_thread(&ranks[r].thread);
     CHECK(collective.arrived == 0); /* nobody is left waiting */
     for (int r = 1; r < RANKS; r++) {
         CHECK(strcmp(ranks[r].decisions, ranks[0].decisions) == 0);

@@ -161,11 +161,11 @@ typedef struct store_t {
 static void *store_take(void *user, size_t size, void *stream)
 {
     store_t *store = user;
-    void *data = NULL;
     (void)stream;
     store->calls++;
     if (store->empty_from != 0 && store->calls >= store->empty_from) return NULL;
-    CHECK(posix_memalign(&data, 256, size) == 0);
+    void *data = room(size);
+    CHECK(data != NULL);
     memset(data, 0xff, size); /* NaN: what was never written shows */
     store->held += size;
     return data;
@@ -176,7 +176,7 @@ static void store_give_back(void *user, void *data, size_t size, void *stream)
     store_t *store = user;
     (void)stream;
     store->held -= size;
-    free(data);
+    give_back(data);
 }
 
 static void take_from(dc_engine_t *engine, store_t *store)

@@ -19,17 +19,17 @@ struct worker_t {
     float       base;        /* this thread's input; a residual mixed from two threads shows */
     long        passes;      /* to run */
     long        right, disowned, skipped, refused;
-    pthread_t   thread;
+    thread_t    thread;
 };
 
 static void start(worker_t *worker, void *(*work)(void *))
 {
-    CHECK(pthread_create(&worker->thread, NULL, work, worker) == 0);
+    start_thread(&worker->thread, work, worker);
 }
 
 static void finish(worker_t *worker)
 {
-    CHECK(pthread_join(worker->thread, NULL) == 0);
+    join_thread(&worker->thread);
 }
 
 /* One pass as an engine runs it, status by status as they come. */
@@ -424,20 +424,19 @@ static void *intrude(void *argument)
 static void *alloc_meanwhile(void *user, size_t size, void *stream)
 {
     worker_t *intruder = user;
-    void *data = NULL;
     (void)stream;
     if (intruder->passes == 1) {
         intruder->passes = 0;
         start(intruder, intrude);
         finish(intruder);
     }
-    return posix_memalign(&data, 256, size) == 0 ? data : NULL;
+    return room(size);
 }
 
 static void free_it(void *user, void *data, size_t size, void *stream)
 {
     (void)user, (void)size, (void)stream;
-    free(data);
+    give_back(data);
 }
 
 static void a_second_thread_inside_a_call_makes_a_layer_compute(void)
