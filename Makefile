@@ -18,8 +18,9 @@ export CMAKE_GENERATOR := Ninja
 
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: help build install demo test bench header ptx clean \
-        install-files tools-demo tools-test lint test-ptx test-rust prefix test-plain test-valgrind run-valgrind test-sanitize
+.PHONY: help build install demo test bench header ptx gpu-test gpu-bench clean \
+        install-files tools-demo tools-test lint softcuda test-rust test-cuda test-ptx prefix \
+        test-plain test-valgrind run-valgrind test-sanitize
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -54,15 +55,18 @@ install-files:
 
 # ---- demo ---------------------------------------------------------------------------------------------------------
 
-demo: tools-demo prefix ## sample a small diffusion model with every method: a table and a picture
+# Where the demo's model and its cache run: cpu, or cuda, which takes a GPU and its driver, and nothing else.
+BACKEND ?= cpu
+
+demo: tools-demo prefix ## sample a small diffusion model with every method: a table and a picture (BACKEND=cuda: on a GPU)
 	cmake --log-level=WARNING -S examples -B $(TARGET)/demo -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH=$(TARGET)/prefix >/dev/null
 	cmake --build $(TARGET)/demo --target digits
-	$(TARGET)/demo/digits/digits --compare --out $(TARGET)/demo/contact-sheet.png
+	$(TARGET)/demo/digits/digits --compare --backend $(BACKEND) --out $(TARGET)/demo/contact-sheet.png
 	@echo "The samples of some settings, and their differences: $(TARGET:$(CURDIR)/%=%)/demo/contact-sheet.png"
 
 # ---- tests --------------------------------------------------------------------------------------------------------
 
-test: tools-test lint test-ptx test-rust test-plain test-valgrind test-sanitize ## all tests: Rust, then C and C++ plain, under valgrind and sanitizers
+test: tools-test lint test-ptx test-rust test-cuda test-plain test-valgrind test-sanitize ## all tests: Rust, then C and C++, on both backends, under valgrind and sanitizers
 
 # Installs what is missing; silent when nothing is.
 tools-demo:
@@ -83,6 +87,17 @@ test-ptx:
 test-rust:
 	$(CARGO) test --workspace
 
+# Stands in for the CUDA driver: runs the real PTX on the CPU, and is strict where a GPU is silent.
+SOFTCUDA := $(TARGET)/softcuda
+softcuda:
+	$(CARGO) build --release -p softcuda
+	@mkdir -p $(SOFTCUDA)
+	@ln -sf ../release/libsoftcuda.so $(SOFTCUDA)/libcuda.so.1
+
+# The same tests once more, on the CUDA backend.
+test-cuda: softcuda
+	DC_TEST_BACKEND=cuda LD_LIBRARY_PATH=$(SOFTCUDA) $(CARGO) test --tests
+
 # The C and C++ programs are an outside project: they see an installed prefix and never this source tree.
 prefix: build
 	@rm -rf $(TARGET)/prefix
@@ -102,8 +117,11 @@ GUARDED  := -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDC_GUARDED=ON
 VALGRIND := valgrind;-q;--error-exitcode=99;--leak-check=full;--errors-for-leak-kinds=definite
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-test-plain: tools-test prefix
-	$(call ctest,plain,$(TARGET)/prefix,-DCMAKE_BUILD_TYPE=Release)
+# The C programs run on both backends, and once more on a driver that has no device, where the distribution has one.
+test-plain: tools-test prefix softcuda
+	@.ci/bootstrap $(TARGET)/libcuda libcuda
+	$(call ctest,plain,$(TARGET)/prefix,-DCMAKE_BUILD_TYPE=Release -DDC_SOFTCUDA=$(SOFTCUDA) \
+	    $$(test -e $(TARGET)/libcuda/libcuda.so.1 && echo -DDC_LIBCUDA=$(TARGET)/libcuda))
 
 test-valgrind: tools-test prefix
 	@if command -v valgrind >/dev/null; then $(MAKE) --no-print-directory run-valgrind; \
@@ -125,6 +143,15 @@ test-sanitize: tools-test
 
 bench: ## criterion benchmarks: calls, measure and combine beside a plain read and copy
 	$(CARGO) bench
+
+# On a machine with cargo but no GPU these build target/gpu, and say where to take it. See scripts/gpu.
+gpu-test: tools-test ## the same tests on a real GPU, and kernels and demo under compute-sanitizer
+	scripts/gpu/build.sh
+	scripts/gpu/test.sh
+
+gpu-bench: tools-test ## figures from a real GPU, into docs/gpu-figures.md
+	scripts/gpu/build.sh
+	scripts/gpu/bench.sh
 
 ptx: ## compile kernels/*.cu to kernels/ptx anew (no GPU and no CUDA toolkit needed)
 	scripts/ptx.py
