@@ -681,7 +681,10 @@ impl<O: Ops> Cache<O> {
         self.note_memory(stats);
         if let Some(record) = new.first() {
             let measured = record.accumulated.is_finite();
-            observed.stats.not_finite += u64::from(measured && !record.change.is_finite());
+            // What a device failed to measure says nothing about the tensors.
+            let lost = matches!(result, Err(Error::Device(_)));
+            let not_finite = measured && !lost && !record.change.is_finite();
+            observed.stats.not_finite += u64::from(not_finite);
             if record.change.is_finite() {
                 observed.changes.push(record.change);
             }

@@ -4,7 +4,9 @@
 //! |---|---|
 //! | `driver` | the driver's functions, found at run time |
 //! | `context` | what is kept for each CUDA context: modules, a stream, slots, events |
-//! | `slot` | where a measurement arrives |
+//! | `streams` | which stream work goes to, and what it waits for |
+//! | `measure`, `slot` | measurements, and where they arrive |
+//! | `ranks` | what ranks add up to decide alike |
 //! | `layout` | views as the kernels take them |
 //! | `sums` | sums of several tensors in one launch |
 //! | `kernels` | the kernels of `kernels/`, and their parameters |
@@ -30,8 +32,13 @@ mod context;
 mod driver;
 mod kernels;
 mod layout;
+mod measure;
+mod ranks;
 mod slot;
+mod streams;
 mod sums;
+
+pub use measure::Pending;
 
 use super::host::Host;
 use super::memory::{Memory, Storage};
@@ -42,21 +49,15 @@ use crate::error::{Error, Result, bail};
 use crate::rule::Change;
 use context::{Context, Entered};
 use cudarc::driver::sys::{CUevent, CUstream};
-use kernels::{
-    BLOCK, ComparedRows, ComparedStrided, Kernel, LadderRows, LadderStrided, MAX_COMPARED, Measure,
-    WARP,
-};
-use layout::{Cut, Rows, Strided};
-use slot::{MAX_GRID, N_VOTES, Slot};
+use kernels::{BLOCK, Kernel, LadderRows, LadderStrided};
+use layout::{Cut, Strided};
 use std::collections::HashSet;
 use std::ffi::c_void;
 use std::ptr::null_mut;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use streams::refuse_capture;
 use sums::{Batch, combine_strided, kernel_for, plain_copy};
-
-/// `DC_STREAM_SYNC`
-const SYNC: *mut c_void = std::ptr::without_provenance_mut(usize::MAX);
 
 /// Blocks of an elementwise kernel at most; their threads then take turns.
 const MOST_BLOCKS: u64 = 1 << 20;
@@ -103,46 +104,6 @@ pub struct Cuda {
 // The streams and events may be used by any thread. What was entered is left by the end of the same
 // call.
 unsafe impl Send for Cuda {}
-
-/// A measurement that was queued.
-pub struct Pending {
-    /// Where that of device memory arrives, and in how many parts.
-    queued: Option<Queued>,
-    /// That of host memory, and the number of elements of all.
-    known: Change,
-}
-
-struct Queued {
-    context: Arc<Context>,
-    /// Until it is given back.
-    slot: Option<Slot>,
-    launches: usize,
-}
-
-impl Drop for Queued {
-    fn drop(&mut self) {
-        if let Some(slot) = self.slot.take() {
-            self.context.give_slot(slot);
-        }
-    }
-}
-
-impl Pending {
-    pub fn known(change: Change) -> Self {
-        Self { queued: None, known: change }
-    }
-
-    /// What is known without waiting.
-    pub fn on_host(self) -> Change {
-        self.known
-    }
-
-    /// A measurement that was not to be had.
-    fn failed(dtype: Dtype) -> Self {
-        let change = Change { difference: f64::NAN, count: 1.0, ..Change::zero(dtype) };
-        Self::known(change)
-    }
-}
 
 impl Cuda {
     /// Asks nothing of the driver yet.
@@ -310,250 +271,11 @@ impl Cuda {
         context.record(fence, self.stream)?;
         if self.sync { self.wait(&context, fence) } else { Ok(()) }
     }
-
-    // ---- streams ----
-
-    /// Work goes to `stream` from here on, after what was queued elsewhere.
-    fn move_to(&mut self, context: &Context, stream: CUstream) -> Result<()> {
-        // The same handle may be another stream: each thread has a per-thread one, and the driver
-        // uses the handles of those that were destroyed again.
-        if let Some(fence) = self.fence {
-            context.order(stream, fence)?;
-        }
-        self.stream = stream;
-        self.memory.set_stream(stream.cast());
-        Ok(())
-    }
-
-    fn take_up(&mut self, stream: *mut c_void) -> Result<()> {
-        let sync = stream == SYNC;
-        let named: CUstream = if sync { null_mut() } else { stream.cast() };
-        let context = self.context_of(stream, named)?;
-        match &self.home {
-            Some(home) if !Arc::ptr_eq(home, &context) => bail!(
-                Device,
-                "stream {stream:p} is of another context, on device {}, than this cache, which works \
-                 on device {}",
-                context.ordinal(),
-                home.ordinal()
-            ),
-            Some(_) => {}
-            None => {
-                let _entered = context.enter()?;
-                // There is always somewhere to retreat to.
-                context.own_stream()?;
-                self.memory.set_device(context.clone());
-                self.home = Some(context);
-            }
-        }
-        let context = self.enter()?;
-        let to = if sync { context.own_stream()? } else { named };
-        refuse_capture(&context, to)?;
-        self.move_to(&context, to)?;
-        (self.named, self.sync, self.open) = (Some(stream), sync, true);
-        Ok(())
-    }
-
-    /// The context that a stream of the engine's means, which may not be this cache's.
-    fn context_of(&self, stream: *mut c_void, named: CUstream) -> Result<Arc<Context>> {
-        if let Some(home) = &self.home {
-            let is_home = match context::is_of_no_context(named) {
-                // With `sync` the work is done here in any case.
-                true => stream == SYNC || home.is_implied()?,
-                false => self.named == Some(stream),
-            };
-            if is_home {
-                return Ok(home.clone());
-            }
-        }
-        context::context_of(named, self.device)
-    }
-
-    /// The engine's stream takes no work, or may be gone: what must be done, above all giving memory
-    /// back, is done on the library's own.
-    fn retreat(&mut self) -> Result<()> {
-        if self.home.is_none() {
-            return Ok(());
-        }
-        let home = self.enter()?;
-        if std::mem::take(&mut self.dirty) {
-            self.raise_fence()?;
-        }
-        self.named = None;
-        self.move_to(&home, home.own_stream()?)?;
-        self.open = true;
-        Ok(())
-    }
-
-    // ---- measuring ----
-
-    /// Queues the sums of all comparisons in device memory; how many launches it took.
-    fn measure_queued(
-        &mut self,
-        context: &Arc<Context>,
-        slot: &mut Slot,
-        comparisons: &[Comparison],
-        rounded: bool,
-    ) -> Result<usize> {
-        if std::mem::take(&mut slot.unread) {
-            // Whoever had it before may still write to it.
-            context.order(self.stream, slot.event)?;
-        }
-        let (mut rows, mut strided) = (Vec::new(), Vec::new());
-        for comparison in comparisons {
-            let Comparison { x, base, earlier, keep } = comparison;
-            let views = [Some(x), base.as_ref(), Some(earlier), keep.as_ref()];
-            match Cut::of(views.into_iter().flatten()) {
-                Some(cut) => rows.push((cut, comparison)),
-                None => strided.push(comparison),
-            }
-        }
-        slot.unread = true;
-        let launched = self.launch_all(context, slot, &rows, &strided, rounded);
-        // Also where only some of it was launched: that works in the slot until then.
-        let recorded = context.record(slot.event, self.stream);
-        launched.and_then(|launches| recorded.map(|()| launches))
-    }
-
-    fn launch_all(
-        &self,
-        context: &Context,
-        slot: &Slot,
-        rows: &[(Cut, &Comparison)],
-        strided: &[&Comparison],
-        rounded: bool,
-    ) -> Result<usize> {
-        let mut launches = 0;
-        for some in rows.chunks(MAX_COMPARED) {
-            let compared = some.iter().map(|(cut, comparison)| compared_rows(cut, comparison));
-            let items = some.iter().map(|(cut, _)| cut.items()).sum();
-            self.launch_measure(
-                context,
-                slot,
-                launches,
-                Kernel::MeasureRows,
-                compared,
-                items,
-                rounded,
-            )?;
-            launches += 1;
-        }
-        for some in strided.chunks(MAX_COMPARED) {
-            let compared = some.iter().map(|comparison| compared_strided(comparison));
-            let items = some.iter().map(|comparison| comparison.x.len() as u64).sum();
-            let kernel = Kernel::MeasureStrided;
-            self.launch_measure(context, slot, launches, kernel, compared, items, rounded)?;
-            launches += 1;
-        }
-        Ok(launches)
-    }
-
-    #[expect(clippy::too_many_arguments)]
-    fn launch_measure<C: Default>(
-        &self,
-        context: &Context,
-        slot: &Slot,
-        launch: usize,
-        kernel: Kernel,
-        compared: impl Iterator<Item = C>,
-        items: u64,
-        rounded: bool,
-    ) -> Result<()>
-    where
-        Measure<C>: Default,
-    {
-        let mut parameters = Measure::<C> {
-            partials: slot.partials(),
-            counter: slot.counter(),
-            result: slot.result(launch),
-            rounded: u32::from(rounded),
-            ..Default::default()
-        };
-        for (to, compared) in parameters.c.iter_mut().zip(compared) {
-            *to = compared;
-            parameters.n += 1;
-        }
-        // Of the number of elements alone, so that every GPU adds in the same order.
-        let grid = items.div_ceil(u64::from(BLOCK)).clamp(1, u64::from(MAX_GRID)) as u32;
-        let pointer = (&raw mut parameters).cast();
-        self.launch(context, kernel, (grid, BLOCK, 0), &mut [pointer])
-    }
-
-    // ---- ranks ----
-
-    /// Lays this rank's sums and its vote out on the device, has them added up, and waits for what
-    /// comes back. Whatever fails here, the other ranks get this one's vote: against.
-    fn agree_on(
-        &mut self,
-        slot: &Slot,
-        launches: usize,
-        count: f64,
-        veto: bool,
-        reduce: Reduce,
-    ) -> Result<[f64; N_VOTES]> {
-        let context = self.reach_to_vote()?;
-        let veto = veto || self.failed.is_some();
-        self.dirty = true;
-        let laid_out = self.lay_out_votes(&context, slot, launches, count, veto);
-        if laid_out.is_err() {
-            slot.put_veto(&context, self.stream)?;
-        }
-        let sums = std::ptr::with_exposed_provenance_mut(slot.votes() as usize);
-        let reduced = {
-            // The engine may make a context of its own the current one.
-            let _entered = context.enter()?;
-            reduce(sums, N_VOTES, self.stream.cast())
-        };
-        let copied = slot.fetch_votes(&context, self.stream);
-        let recorded = context.record(slot.event, self.stream);
-        let done =
-            laid_out.and(copied).and(recorded).and_then(|()| self.wait(&context, slot.event));
-        done.inspect_err(|error| self.fail(error.clone()))?;
-        reduced.map(|()| slot.agreed())
-    }
-
-    /// A stream that takes work: the engine's, else the library's own.
-    fn reach_to_vote(&mut self) -> Result<Arc<Context>> {
-        // A stream that was refused has been left.
-        self.reach().or_else(|_| self.reach())
-    }
-
-    fn lay_out_votes(
-        &self,
-        context: &Context,
-        slot: &Slot,
-        launches: usize,
-        mut count: f64,
-        veto: bool,
-    ) -> Result<()> {
-        let (mut results, mut n, mut votes) = (slot.result(0), launches as u32, slot.votes());
-        let mut veto = f64::from(u8::from(veto));
-        let mut parameters = [
-            (&raw mut results).cast(),
-            (&raw mut n).cast(),
-            (&raw mut count).cast(),
-            (&raw mut veto).cast(),
-            (&raw mut votes).cast(),
-        ];
-        self.launch(context, Kernel::Vote, (1, WARP, 0), &mut parameters)
-    }
-}
-
-fn refuse_capture(context: &Context, stream: CUstream) -> Result<()> {
-    if context.is_capturing(stream)? {
-        bail!(Capture, "stream {stream:p} is being captured: a replay would not decide anew");
-    }
-    Ok(())
 }
 
 /// Of an elementwise kernel that shares `items` out among its threads.
 fn blocks_for(items: u64) -> u32 {
     items.div_ceil(u64::from(BLOCK)).clamp(1, MOST_BLOCKS) as u32
-}
-
-/// Some of it was worked out on the host.
-fn has_sums(known: &Change) -> bool {
-    [known.difference, known.value, known.reference].iter().any(|sum| *sum != 0.0)
 }
 
 /// Highest frequency whose waves along a row `low_pass` has room for.
@@ -570,37 +292,6 @@ fn low_pass_memory(height: u64, width: u64, r: u64) -> u32 {
     let turns = height.max(width);
     let waves = (2 * r + 1) * (r + 1);
     (PAIR * (turns + waves.max(16 * (r + 1)))).min(MOST) as u32
-}
-
-fn compared_rows(cut: &Cut, comparison: &Comparison) -> ComparedRows {
-    let Comparison { x, base, earlier, keep } = comparison;
-    let rows =
-        |view: &Option<View>| view.as_ref().map_or(Rows::default(), |view| cut.rows_of(view));
-    ComparedRows {
-        x: cut.rows_of(x),
-        base: rows(base),
-        earlier: cut.rows_of(earlier),
-        keep: rows(keep),
-        rows: cut.rows,
-        cols: cut.cols,
-        has_base: u32::from(base.is_some()),
-        has_keep: u32::from(keep.is_some()),
-        unused: 0,
-    }
-}
-
-fn compared_strided(comparison: &Comparison) -> ComparedStrided {
-    let Comparison { x, base, earlier, keep } = comparison;
-    let strided = |view: &Option<View>| view.as_ref().map_or(Strided::default(), Strided::of);
-    ComparedStrided {
-        x: Strided::of(x),
-        base: strided(base),
-        earlier: Strided::of(earlier),
-        keep: strided(keep),
-        elements: x.len() as u64,
-        has_base: u32::from(base.is_some()),
-        has_keep: u32::from(keep.is_some()),
-    }
 }
 
 impl Ops for Cuda {
@@ -725,53 +416,11 @@ impl Ops for Cuda {
     }
 
     fn measure(&mut self, comparisons: &[Comparison], rounded: bool) -> Pending {
-        let dtype = comparisons.first().map_or(Dtype::F32, |c| c.earlier.dtype());
-        let on_host = |c: &&Comparison| c.x.is_on_host();
-        let hosts: Vec<_> = comparisons.iter().filter(on_host).copied().collect();
-        let others = comparisons.iter().filter(|c| !c.x.is_on_host() && !c.x.is_empty());
-        let others: Vec<_> = others.copied().collect();
-        let mut known = self.host.measure(&hosts, rounded);
-        known.dtype = dtype;
-        known.count += others.iter().map(|c| c.x.len() as f64).sum::<f64>();
-        if others.is_empty() {
-            return Pending::known(known);
-        }
-        let mut pending = None;
-        self.queue(|cuda, context| {
-            let mut slot = context.take_slot()?;
-            let launched = cuda.measure_queued(context, &mut slot, &others, rounded);
-            let launches = launched.as_ref().map_or(0, |launches| *launches);
-            let queued = Queued { context: context.clone(), slot: Some(slot), launches };
-            pending = Some(Pending { queued: Some(queued), known });
-            launched.map(drop)
-        });
-        pending.filter(|_| self.failed.is_none()).unwrap_or_else(|| Pending::failed(dtype))
+        self.measure_all(comparisons, rounded)
     }
 
     fn read(&mut self, pending: Pending) -> Change {
-        let Pending { queued, known } = pending;
-        let Some(mut queued) = queued else {
-            return known;
-        };
-        let Some(mut slot) = queued.slot.take() else {
-            return known;
-        };
-        // The stream is not asked: it may be gone by now.
-        let context = self.status().and_then(|()| self.enter());
-        let waited = context.and_then(|context| self.wait(&context, slot.event));
-        slot.unread = waited.is_err();
-        let [difference, value, reference] = slot.sums(queued.launches);
-        queued.slot = Some(slot);
-        if let Err(error) = waited {
-            self.fail(error);
-            return Pending::failed(known.dtype).known;
-        }
-        Change {
-            difference: known.difference + difference,
-            value: known.value + value,
-            reference: known.reference + reference,
-            ..known
-        }
+        self.wait_for(pending)
     }
 
     fn agree(
@@ -780,32 +429,7 @@ impl Ops for Cuda {
         veto: bool,
         reduce: Reduce,
     ) -> Result<Agreed> {
-        let dtype = match &own {
-            Some(Measured::Queued(pending)) => Some(pending.known.dtype),
-            Some(Measured::Known(change)) => Some(change.dtype),
-            None => None,
-        };
-        let own = match own {
-            // What the kernels have summed need not come to the host and go back.
-            Some(Measured::Queued(Pending { queued: Some(queued), known })) if !has_sums(known) => {
-                let slot = queued.slot.as_ref().expect("a queued measurement has its slot");
-                let votes = self.agree_on(slot, queued.launches, known.count, veto, reduce)?;
-                return Ok(Agreed::new(votes, dtype));
-            }
-            own => own.map(|own| own.read(self)),
-        };
-        let context = self.reach_to_vote()?;
-        let mut slot = context.take_slot()?;
-        if std::mem::take(&mut slot.unread) {
-            // Its results are about to be written here.
-            self.wait(&context, slot.event)?;
-        }
-        slot.put_sums(own.unwrap_or(Change::zero(Dtype::F32)));
-        let count = own.map_or(0.0, |own| own.count);
-        let votes = self.agree_on(&slot, 1, count, veto, reduce);
-        slot.unread = votes.is_err();
-        context.give_slot(slot);
-        Ok(Agreed::new(votes?, dtype))
+        self.agree_with_others(own, veto, reduce)
     }
 
     fn stream(&self) -> *mut c_void {

@@ -1,0 +1,226 @@
+//! Measurements: of device memory by kernels, whose sums arrive in a slot; of host memory at once.
+use super::Cuda;
+use super::context::Context;
+use super::kernels::{BLOCK, ComparedRows, ComparedStrided, Kernel, MAX_COMPARED, Measure};
+use super::layout::{Cut, Rows, Strided};
+use super::slot::{MAX_GRID, Slot};
+use crate::error::Result;
+use crate::ops::{Comparison, Dtype, Ops, View};
+use crate::rule::Change;
+use std::sync::Arc;
+
+/// A measurement that was queued.
+pub struct Pending {
+    /// Where that of device memory arrives, and in how many parts.
+    pub(super) queued: Option<Queued>,
+    /// That of host memory, and the number of elements of all.
+    pub(super) known: Change,
+}
+
+pub(super) struct Queued {
+    context: Arc<Context>,
+    /// Until it is given back.
+    pub(super) slot: Option<Slot>,
+    pub(super) launches: usize,
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            self.context.give_slot(slot);
+        }
+    }
+}
+
+impl Pending {
+    pub fn known(change: Change) -> Self {
+        Self { queued: None, known: change }
+    }
+
+    /// What is known without waiting.
+    pub fn on_host(self) -> Change {
+        self.known
+    }
+
+    /// A measurement that was not to be had.
+    fn failed(dtype: Dtype) -> Self {
+        let change = Change { difference: f64::NAN, count: 1.0, ..Change::zero(dtype) };
+        Self::known(change)
+    }
+}
+
+impl Cuda {
+    /// Of host memory at once, of device memory queued.
+    pub(super) fn measure_all(&mut self, comparisons: &[Comparison], rounded: bool) -> Pending {
+        let dtype = comparisons.first().map_or(Dtype::F32, |c| c.earlier.dtype());
+        let on_host = |c: &&Comparison| c.x.is_on_host();
+        let hosts: Vec<_> = comparisons.iter().filter(on_host).copied().collect();
+        let others = comparisons.iter().filter(|c| !c.x.is_on_host() && !c.x.is_empty());
+        let others: Vec<_> = others.copied().collect();
+        let mut known = self.host.measure(&hosts, rounded);
+        known.dtype = dtype;
+        known.count += others.iter().map(|c| c.x.len() as f64).sum::<f64>();
+        if others.is_empty() {
+            return Pending::known(known);
+        }
+        let mut pending = None;
+        self.queue(|cuda, context| {
+            let mut slot = context.take_slot()?;
+            let launched = cuda.measure_queued(context, &mut slot, &others, rounded);
+            let launches = launched.as_ref().map_or(0, |launches| *launches);
+            let queued = Queued { context: context.clone(), slot: Some(slot), launches };
+            pending = Some(Pending { queued: Some(queued), known });
+            launched.map(drop)
+        });
+        pending.filter(|_| self.failed.is_none()).unwrap_or_else(|| Pending::failed(dtype))
+    }
+
+    pub(super) fn wait_for(&mut self, pending: Pending) -> Change {
+        let Pending { queued, known } = pending;
+        let Some(mut queued) = queued else {
+            return known;
+        };
+        let Some(mut slot) = queued.slot.take() else {
+            return known;
+        };
+        // The stream is not asked: it may be gone by now.
+        let context = self.status().and_then(|()| self.enter());
+        let waited = context.and_then(|context| self.wait(&context, slot.event));
+        slot.unread = waited.is_err();
+        let [difference, value, reference] = slot.sums(queued.launches);
+        queued.slot = Some(slot);
+        if let Err(error) = waited {
+            self.fail(error);
+            return Pending::failed(known.dtype).known;
+        }
+        Change {
+            difference: known.difference + difference,
+            value: known.value + value,
+            reference: known.reference + reference,
+            ..known
+        }
+    }
+
+    /// Queues the sums of all comparisons in device memory; how many launches it took.
+    fn measure_queued(
+        &mut self,
+        context: &Arc<Context>,
+        slot: &mut Slot,
+        comparisons: &[Comparison],
+        rounded: bool,
+    ) -> Result<usize> {
+        if std::mem::take(&mut slot.unread) {
+            // Whoever had it before may still write to it.
+            context.order(self.stream, slot.event)?;
+        }
+        let (mut rows, mut strided) = (Vec::new(), Vec::new());
+        for comparison in comparisons {
+            let Comparison { x, base, earlier, keep } = comparison;
+            let views = [Some(x), base.as_ref(), Some(earlier), keep.as_ref()];
+            match Cut::of(views.into_iter().flatten()) {
+                Some(cut) => rows.push((cut, comparison)),
+                None => strided.push(comparison),
+            }
+        }
+        slot.unread = true;
+        let launched = self.launch_all(context, slot, &rows, &strided, rounded);
+        // Also where only some of it was launched: that works in the slot until then.
+        let recorded = context.record(slot.event, self.stream);
+        launched.and_then(|launches| recorded.map(|()| launches))
+    }
+
+    fn launch_all(
+        &self,
+        context: &Context,
+        slot: &Slot,
+        rows: &[(Cut, &Comparison)],
+        strided: &[&Comparison],
+        rounded: bool,
+    ) -> Result<usize> {
+        let mut launches = 0;
+        for some in rows.chunks(MAX_COMPARED) {
+            let compared = some.iter().map(|(cut, comparison)| compared_rows(cut, comparison));
+            let items = some.iter().map(|(cut, _)| cut.items()).sum();
+            self.launch_measure(
+                context,
+                slot,
+                launches,
+                Kernel::MeasureRows,
+                compared,
+                items,
+                rounded,
+            )?;
+            launches += 1;
+        }
+        for some in strided.chunks(MAX_COMPARED) {
+            let compared = some.iter().map(|comparison| compared_strided(comparison));
+            let items = some.iter().map(|comparison| comparison.x.len() as u64).sum();
+            let kernel = Kernel::MeasureStrided;
+            self.launch_measure(context, slot, launches, kernel, compared, items, rounded)?;
+            launches += 1;
+        }
+        Ok(launches)
+    }
+
+    #[expect(clippy::too_many_arguments)]
+    fn launch_measure<C: Default>(
+        &self,
+        context: &Context,
+        slot: &Slot,
+        launch: usize,
+        kernel: Kernel,
+        compared: impl Iterator<Item = C>,
+        items: u64,
+        rounded: bool,
+    ) -> Result<()>
+    where
+        Measure<C>: Default,
+    {
+        let mut parameters = Measure::<C> {
+            partials: slot.partials(),
+            counter: slot.counter(),
+            result: slot.result(launch),
+            rounded: u32::from(rounded),
+            ..Default::default()
+        };
+        for (to, compared) in parameters.c.iter_mut().zip(compared) {
+            *to = compared;
+            parameters.n += 1;
+        }
+        // Of the number of elements alone, so that every GPU adds in the same order.
+        let grid = items.div_ceil(u64::from(BLOCK)).clamp(1, u64::from(MAX_GRID)) as u32;
+        let pointer = (&raw mut parameters).cast();
+        self.launch(context, kernel, (grid, BLOCK, 0), &mut [pointer])
+    }
+}
+
+fn compared_rows(cut: &Cut, comparison: &Comparison) -> ComparedRows {
+    let Comparison { x, base, earlier, keep } = comparison;
+    let rows =
+        |view: &Option<View>| view.as_ref().map_or(Rows::default(), |view| cut.rows_of(view));
+    ComparedRows {
+        x: cut.rows_of(x),
+        base: rows(base),
+        earlier: cut.rows_of(earlier),
+        keep: rows(keep),
+        rows: cut.rows,
+        cols: cut.cols,
+        has_base: u32::from(base.is_some()),
+        has_keep: u32::from(keep.is_some()),
+        unused: 0,
+    }
+}
+
+fn compared_strided(comparison: &Comparison) -> ComparedStrided {
+    let Comparison { x, base, earlier, keep } = comparison;
+    let strided = |view: &Option<View>| view.as_ref().map_or(Strided::default(), Strided::of);
+    ComparedStrided {
+        x: Strided::of(x),
+        base: strided(base),
+        earlier: Strided::of(earlier),
+        keep: strided(keep),
+        elements: x.len() as u64,
+        has_base: u32::from(base.is_some()),
+        has_keep: u32::from(keep.is_some()),
+    }
+}
