@@ -94,9 +94,11 @@ softcuda:
 	@mkdir -p $(SOFTCUDA)
 	@ln -sf ../release/libsoftcuda.so $(SOFTCUDA)/libcuda.so.1
 
-# The same tests once more, on the CUDA backend.
+# The same tests once more, on the CUDA backend; and the kernels for Turing, on the oldest driver, in another order of its streams.
 test-cuda: softcuda
 	DC_TEST_BACKEND=cuda LD_LIBRARY_PATH=$(SOFTCUDA) $(CARGO) test --tests
+	SOFTCUDA_CC=7.5 SOFTCUDA_DRIVER=10010 SOFTCUDA_SEED=1 \
+	    DC_TEST_BACKEND=cuda LD_LIBRARY_PATH=$(SOFTCUDA) $(CARGO) test --test ops --test launches --test vectors
 
 # The C and C++ programs are an outside project: they see an installed prefix and never this source tree.
 prefix: build
