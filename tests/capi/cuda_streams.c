@@ -1,10 +1,17 @@
 /* Streams of every kind, and engines that change them: the results are the CPU's, and the thread is left as it was. */
-#include "tape.h"
+#include "softcuda.h"
 
 enum kind { ONE, ALTERNATING, DESTROYED, NULL_STREAM, LEGACY, PER_THREAD, SYNCHRONISED, KINDS };
 enum current { OURS, NONE, ANOTHER, CURRENTS };
 
 static const char *const kinds[] = {"one", "alternating", "destroyed", "null", "legacy", "per thread", "synchronised"};
+
+/* Allocations on the device; 0 where the driver does not tell. */
+static uint64_t live_allocations(void)
+{
+    softcuda_t soft;
+    return find_softcuda(&soft) ? soft_stats(&soft).live_allocations : 0;
+}
 
 /* A run of one step after the other; which stream each is on. */
 static void run_on(tape_t *tape, enum kind kind, void *const streams[2])
@@ -37,6 +44,7 @@ static void every_stream_gives_what_the_cpu_gives(const cuda_t *driver, void *pr
             surroundings_t before = surroundings(driver);
             tape_t tape = a_tape(driver, primary, 0);
             void *streams[2] = {a_stream(&tape), a_stream(&tape)};
+            uint64_t live = live_allocations();
             give_cache(&tape, TAPE_METHOD);
             unchanged(&tape, &before);
             for (int run = 0; run < 2; run++) { /* the second on other streams, without a word */
@@ -55,6 +63,7 @@ static void every_stream_gives_what_the_cpu_gives(const cuda_t *driver, void *pr
             unchanged(&tape, &before);
             dc_cache_destroy(tape.cache);
             unchanged(&tape, &before);
+            CHECK(live_allocations() == live); /* although no stream of the engine's is left */
             end_tape(&tape);
         }
 }

@@ -20,24 +20,28 @@ typedef struct softcuda_t {
     int (*stats)(softcuda_stats_t *stats);
 } softcuda_t;
 
-/* Ends the program as skipped where the driver is a real one. */
+/* False where the driver is a real one. */
+static inline int find_softcuda(softcuda_t *soft)
+{
+    struct { const char *name; void *to; } functions[] = {
+        {"softcuda_fail", &soft->fail},         {"softcuda_break", &soft->lose}, {"softcuda_log_start", &soft->log_start},
+        {"softcuda_log_text", &soft->log_text}, {"softcuda_stats", &soft->stats},
+    };
+    for (size_t k = 0; k < sizeof functions / sizeof *functions; k++) {
+        void *found = dlsym(cuda()->library, functions[k].name);
+        if (found == NULL) return 0;
+        memcpy(functions[k].to, &found, sizeof found);
+    }
+    return 1;
+}
+
+/* Ends the program as skipped where there is none. */
 static inline softcuda_t softcuda(void)
 {
     softcuda_t soft;
-    const cuda_t *driver = cuda();
-    struct { const char *name; void *to; } functions[] = {
-        {"softcuda_fail", &soft.fail},           {"softcuda_break", &soft.lose}, {"softcuda_log_start", &soft.log_start},
-        {"softcuda_log_text", &soft.log_text},   {"softcuda_stats", &soft.stats},
-    };
-    for (size_t k = 0; k < sizeof functions / sizeof *functions; k++) {
-        void *found = dlsym(driver->library, functions[k].name);
-        if (found == NULL) {
-            printf("SKIPPED: a real driver does not fail on demand\n");
-            exit(SKIPPED);
-        }
-        memcpy(functions[k].to, &found, sizeof found);
-    }
-    return soft;
+    if (find_softcuda(&soft)) return soft;
+    printf("SKIPPED: a real driver does not fail on demand\n");
+    exit(SKIPPED);
 }
 
 static inline softcuda_stats_t soft_stats(const softcuda_t *soft)
