@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds all that test.sh and bench.sh need of cargo into target/gpu, which can then be taken, with this source tree, to
-# a machine that has a GPU and the CUDA toolkit, but no cargo. Needs neither GPU nor toolkit.
+# Builds all that test.sh and bench.sh need of cargo into target/gpu, and packs it as target/gpu.tar.gz. Either can be
+# taken, with this source tree, to a machine that has a GPU and the CUDA toolkit, but no cargo. Needs neither GPU nor
+# toolkit.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
@@ -34,4 +35,6 @@ cp "$target/gpu-capi/examples/digits/digits" "$gpu/bin/digits"
 cc -std=c11 -O2 -fPIC -shared -I"$gpu/prefix/include" scripts/gpu/idle_engine.c -L"$gpu/prefix/lib" -ldiffcache \
     -o "$gpu/prefix/lib/libidle_engine.so"
 
-echo "$gpu: $(ls "$gpu"/tests/* | grep -c .) test programs and the demo, $(du -sh "$gpu" | cut -f1)"
+tar -czf "$gpu.tar.gz" -C "$target" gpu # the same to carry
+
+echo "$gpu: $(ls "$gpu"/tests/* | grep -c .) test programs and the demo; $(du -h "$gpu.tar.gz" | cut -f1) as $gpu.tar.gz"

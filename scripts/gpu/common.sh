@@ -7,9 +7,14 @@ work=$target/gpu-work # what is made on the way
 mkdir -p "$work"
 
 if ! nvidia-smi -L >/dev/null 2>&1; then
-    echo "SKIPPED: there is no GPU here. Take this source tree with target/gpu (made by scripts/gpu/build.sh) to a"
+    echo "SKIPPED: there is no GPU here. Take this source tree with target/gpu.tar.gz (made by scripts/gpu/build.sh) to a"
     echo "machine that has one, and the CUDA toolkit, and run scripts/gpu/$(basename "$0") there."
     exit 0
+fi
+if [ "$gpu.tar.gz" -nt "$gpu/unpacked" ]; then
+    rm -rf "$gpu"
+    tar -xzf "$gpu.tar.gz" -C "$target"
+    touch "$gpu/unpacked"
 fi
 if ! [ -x "$gpu/bin/digits" ]; then
     echo "target/gpu is missing: run scripts/gpu/build.sh where there is cargo"
