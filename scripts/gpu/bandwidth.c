@@ -259,7 +259,7 @@ static void encode(float value, dtype type, unsigned char *out)
     if (type == BF16)
         narrow = (uint16_t)(bits >> 16);
     else if (value != 0)
-        narrow = (uint16_t)(bits >> 16 & 0x8000 | ((bits >> 23 & 0xff) - 112) << 10 | (bits >> 13 & 0x3ff));
+        narrow = (uint16_t)((bits >> 16 & 0x8000) | ((bits >> 23 & 0xff) - 112) << 10 | (bits >> 13 & 0x3ff));
     memcpy(out, &narrow, 2);
 }
 
