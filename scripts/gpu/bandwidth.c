@@ -102,7 +102,7 @@ enum { CASE_COUNT = sizeof CASES / sizeof *CASES };
 enum { THREADS = 256, MOST_BLOCKS = 1 << 20, MOST_BLOCKS_MEASURING = 1024 };
 
 static CUstream stream;
-static CUmodule modules[FAMILIES];
+static CUfunction functions[CASE_COUNT];
 static CUdeviceptr partials, counter, result_on_device;
 static volatile double *result;
 
@@ -142,6 +142,7 @@ static void open_device(const char *folder)
     check(cuCtxSetCurrent(context), "opening the device");
     check(cuStreamCreate(&stream, CU_STREAM_NON_BLOCKING), "creating a stream");
     check(cuDeviceGetAttribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device), "asking the device");
+    CUmodule modules[FAMILIES];
     for (int f = 0; f < FAMILIES; f++) {
         char path[1024];
         snprintf(path, sizeof path, "%s/%s.sm%d.ptx", folder, FAMILY_NAMES[f], major >= 8 ? 80 : 75);
@@ -149,6 +150,8 @@ static void open_device(const char *folder)
         check(cuModuleLoadData(&modules[f], text), path);
         free(text);
     }
+    for (int c = 0; c < CASE_COUNT; c++)
+        check(cuModuleGetFunction(&functions[c], modules[CASES[c].family], CASES[c].kernel), CASES[c].kernel);
     void *host;
     check(cuMemAlloc(&partials, 3 * sizeof(double) * MOST_BLOCKS_MEASURING), "allocating memory");
     check(cuMemAlloc(&counter, sizeof(uint32_t)), "allocating memory");
@@ -236,12 +239,10 @@ static uint32_t set_parameters(parameters *all, const test_case *c, const proble
 
 static void launch(const test_case *c, const problem *p)
 {
-    CUfunction function;
     parameters all;
     uint32_t blocks = set_parameters(&all, c, p);
     void *arguments[] = {&all};
-    check(cuModuleGetFunction(&function, modules[c->family], c->kernel), c->kernel);
-    check(cuLaunchKernel(function, blocks, 1, 1, THREADS, 1, 1, 0, stream, arguments, NULL), c->kernel);
+    check(cuLaunchKernel(functions[c - CASES], blocks, 1, 1, THREADS, 1, 1, 0, stream, arguments, NULL), c->kernel);
 }
 
 /* ---- checking ---- */
