@@ -126,12 +126,14 @@ impl<O: Ops> Gauge<O> {
                 );
             }
         }
-        let copies = self.flight.iter().filter_map(|(branch, track)| {
-            let Flight::Copy(buffer) = &track.value else { return None };
-            let (_, rows) = rows.iter().find(|(other, _)| other == branch)?;
-            Some(Sum::copy(buffer.view(), rows.get(track.index)?))
+        ops.combine_all(Rounding::Once, |form| {
+            for (branch, track) in &self.flight {
+                let Flight::Copy(buffer) = &track.value else { continue };
+                let rows = rows.iter().find(|(other, _)| other == branch);
+                let x = rows.and_then(|(_, rows)| rows.get(track.index));
+                x.into_iter().for_each(|x| form(Sum::copy(buffer.view(), x)));
+            }
         });
-        ops.combine_all(copies, Rounding::Once);
         Ok(())
     }
 
@@ -189,11 +191,13 @@ impl<O: Ops> Gauge<O> {
         self.complete = true;
         let tracks = self.flight.iter().zip(fronts);
         if !measures {
-            let residuals = tracks.filter_map(|((_, track), x)| match &track.value {
-                Flight::Copy(buffer) => Some(Sum::difference(buffer.view(), x, buffer.view())),
-                Flight::Engine { .. } => None,
+            ops.combine_all(Rounding::Once, |form| {
+                for ((_, track), x) in tracks {
+                    let Flight::Copy(buffer) = &track.value else { continue };
+                    let r = buffer.view();
+                    form(Sum::new(r, Some(x), &[(-1.0, r)]));
+                }
             });
-            ops.combine_all(residuals, Rounding::Once);
             return Ok(None);
         }
         let comparisons: Vec<_> = tracks
@@ -246,9 +250,11 @@ impl<O: Ops> Gauge<O> {
                 Err(error) => result = Err(error),
             }
         }
-        let residuals = residuals.into_iter();
-        let residuals = residuals.map(|(r, front, input)| Sum::difference(r, front, input));
-        ops.combine_all(residuals, Rounding::Once);
+        ops.combine_all(Rounding::Once, |form| {
+            for (r, front, input) in residuals {
+                form(Sum::new(r, Some(front), &[(-1.0, input)]));
+            }
+        });
         old.into_iter().for_each(|old| pool.give(old.value));
         result.map(|()| branches)
     }

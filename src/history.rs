@@ -9,6 +9,7 @@ use crate::estimator::{Anchor, Estimator, Form, Kept, MAX_HISTORY, Wanted, Weigh
 use crate::ops::{Buffer, Dtype, MAX_RUNGS, MAX_TERMS, Ops, Rounding, Shape, Sum, View};
 use crate::pool::Pool;
 use crate::scope::{Base, Keep};
+use arrayvec::ArrayVec;
 
 const _: () = assert!(MAX_HISTORY <= MAX_TERMS);
 
@@ -249,20 +250,20 @@ impl<O: Ops> History<O> {
             let present = self.tracks.iter().enumerate().filter(|(_, track)| track.present);
             present.filter_map(|(k, track)| Some((k, track, out.find(track.index, track.id)?)))
         };
-        let sums = restored().map(|(k, track, out)| {
-            let x = match self.keep.base {
-                Base::Residual => input.find(track.index, track.id),
-                Base::Output => None,
-            };
-            self.weighted(k, out, x, &weights)
+        ops.combine_all(rounding, |form| {
+            for (k, track, out) in restored() {
+                let x = match self.keep.base {
+                    Base::Residual => input.find(track.index, track.id),
+                    Base::Output => None,
+                };
+                self.weight(k, out, x, &weights, form);
+            }
+            // A tensor that is not to be restored passes through.
+            for (index, (out, id)) in out.iter().enumerate().filter(|(k, _)| !self.keep.fills(*k)) {
+                let input = input.find(index, id).filter(|input| !input.is_same(&out));
+                input.into_iter().for_each(|input| form(Sum::copy(out, input)));
+            }
         });
-        // A tensor that is not to be restored passes through.
-        let others = out.iter().enumerate().filter(|(k, _)| !self.keep.fills(*k));
-        let copies = others.filter_map(|(index, (out, id))| {
-            let input = input.find(index, id).filter(|input| !input.is_same(&out));
-            input.map(|input| Sum::copy(out, input))
-        });
-        ops.combine_all(sums.chain(copies), rounding);
         if self.is_fed() {
             for (k, _, out) in restored() {
                 ops.ladder(out, &self.rungs(k)[..self.capacity], self.anchors.len(), 1.0);
@@ -276,14 +277,24 @@ impl<O: Ops> History<O> {
     }
 
     /// `out := x + sum_j c_j Y_j` for tensor number `k` of the site.
-    fn weighted(&self, k: usize, out: View, x: Option<View>, weights: &Weights) -> Sum {
+    fn weight(
+        &self,
+        k: usize,
+        out: View,
+        x: Option<View>,
+        weights: &Weights,
+        form: &mut dyn FnMut(Sum),
+    ) {
+        let mut terms = ArrayVec::<_, MAX_HISTORY>::new();
         let kept = weights.as_slice()[..self.anchors.len()].iter().zip(&self.slots);
-        let mut terms = kept.filter(|(c, _)| **c != 0.0).map(|(c, slot)| (*c, slot[k].view()));
+        for (c, slot) in kept.filter(|(c, _)| **c != 0.0) {
+            terms.push((*c, slot[k].view()));
+        }
         // diffusers adds to the newer of a pair, and not to 0.
-        let x = if self.is_fed() { terms.next().map(|(_, newest)| newest) } else { x };
-        let mut sum = Sum::new(out, x);
-        terms.for_each(|(c, y)| sum.add(c, y));
-        sum
+        match terms.split_first().filter(|_| self.is_fed()) {
+            Some(((_, newest), older)) => form(Sum::new(out, Some(*newest), older)),
+            None => form(Sum::new(out, x, &terms)),
+        }
     }
 
     fn is_fed(&self) -> bool {
@@ -312,10 +323,12 @@ impl<O: Ops> History<O> {
             self.reserve(ops, pool, input)?;
             let staged = self.take_staging(ops, pool)?;
             self.give_up_oldest(ops);
-            let copies = self.places(&staged).filter_map(|(track, _, place)| {
-                Some(Sum::copy(place, input.find(track.index, track.id)?))
+            ops.combine_all(Rounding::Once, |form| {
+                for (track, _, place) in self.places(&staged) {
+                    let x = input.find(track.index, track.id);
+                    x.into_iter().for_each(|x| form(Sum::copy(place, x)));
+                }
             });
-            ops.combine_all(copies, Rounding::Once);
             self.open = true;
             return Ok(staged);
         }
@@ -399,16 +412,19 @@ impl<O: Ops> History<O> {
             }
             (Form::Values, Base::Output) => {
                 self.give_up_oldest(ops);
-                let kept = self.tracks.iter().zip(&self.slots[0]);
-                let copies =
-                    kept.filter_map(|(track, slot)| Some(Sum::copy(slot.view(), found(track)?)));
-                ops.combine_all(copies, Rounding::Once);
+                ops.combine_all(Rounding::Once, |form| {
+                    for (track, slot) in self.tracks.iter().zip(&self.slots[0]) {
+                        found(track).into_iter().for_each(|y| form(Sum::copy(slot.view(), y)));
+                    }
+                });
             }
             (Form::Values, Base::Residual) => {
-                let residuals = self.places(staging).filter_map(|(track, slot, base)| {
-                    Some(Sum::difference(slot, found(track)?, base))
+                ops.combine_all(Rounding::Once, |form| {
+                    for (track, slot, base) in self.places(staging) {
+                        let Some(y) = found(track) else { continue };
+                        form(Sum::new(slot, Some(y), &[(-1.0, base)]));
+                    }
                 });
-                ops.combine_all(residuals, Rounding::Once);
             }
         }
         self.anchors.insert(0, Anchor::computed(step));
@@ -436,9 +452,11 @@ impl<O: Ops> History<O> {
     fn give_up_oldest(&mut self, ops: &mut O) {
         if let Some(weights) = self.predicted.first().copied() {
             let oldest = self.capacity - 1;
-            let carried = (0..self.tracks.len())
-                .map(|k| self.weighted(k, self.slots[oldest][k].view(), None, &weights));
-            ops.combine_all(carried, Rounding::Once);
+            ops.combine_all(Rounding::Once, |form| {
+                for k in 0..self.tracks.len() {
+                    self.weight(k, self.slots[oldest][k].view(), None, &weights, form);
+                }
+            });
             self.slots.rotate_right(1);
             self.anchors.truncate(oldest);
             self.anchors.insert(0, Anchor { step: self.predicted_at, carried: true });

@@ -319,14 +319,15 @@ proptest! {
         let rounding = if each_term { Rounding::EachTerm } else { Rounding::Once };
         let all: Vec<_> = sums.iter().flat_map(|(specs, shape, _)| tensors(specs, *shape)).collect();
         in_both_places!("combine_all", &all, |ops, v| {
-            let sum = |(k, (_, _, out)): (usize, &(_, _, usize))| {
-                let own = &v[4 * k..][..4];
-                let mut sum = Sum::new(own[*out], Some(own[1]));
-                let n = terms[if alike { 0 } else { k }];
-                (0..n).for_each(|j| sum.add(weight((k + j) as u64), own[2 + j % 2]));
-                sum
-            };
-            ops.combine_all(sums.iter().enumerate().map(sum), rounding)
+            ops.combine_all(rounding, |form| {
+                for (k, (_, _, out)) in sums.iter().enumerate() {
+                    let own = &v[4 * k..][..4];
+                    let n = terms[if alike { 0 } else { k }];
+                    let term = |j| (weight((k + j) as u64), own[2 + j % 2]);
+                    let terms: Vec<_> = (0..n).map(term).collect();
+                    form(Sum::new(own[*out], Some(own[1]), &terms));
+                }
+            })
         });
     }
 

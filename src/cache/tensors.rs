@@ -17,17 +17,16 @@ pub fn rows<O: Ops>(ops: &mut O, given: &Given, stacked: usize) -> Result<Vec<Ro
             );
         }
     }
-    let member = |index| {
-        let mut rows = Rows::NONE;
+    let mut all = vec![Rows::NONE; stacked];
+    for (index, rows) in all.iter_mut().enumerate() {
         for (k, tensor) in given.tensors[..given.n].iter().flatten().enumerate() {
             // The engine's tensors are valid while the call lasts.
             let view = unsafe { tensor.rows(index, stacked) };
             let view = ops.admit(view).map_err(|error| error.within(&format!("tensor {k}")))?;
             rows.push(view, tensor.id);
         }
-        Ok(rows)
-    };
-    (0..stacked).map(member).collect()
+    }
+    Ok(all)
 }
 
 /// May `out` receive what stands in for the blocks between `input` and it?

@@ -43,8 +43,8 @@ impl Ops for Any {
         on!(self, ops => ops.combine(out, x, terms, rounding));
     }
 
-    fn combine_all(&mut self, sums: impl Iterator<Item = Sum>, rounding: Rounding) {
-        on!(self, ops => ops.combine_all(sums, rounding));
+    fn combine_all(&mut self, rounding: Rounding, sums: impl FnOnce(&mut dyn FnMut(Sum))) {
+        on!(self, ops => ops.combine_all(rounding, sums));
     }
 
     fn ladder(&mut self, y: View, rungs: &[View], held: usize, gap: f64) {

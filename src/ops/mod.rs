@@ -35,7 +35,6 @@ pub use tensor::{Dtype, MAX_DIMS, Shape, Tensor, View};
 
 use crate::error::Result;
 use crate::rule::Change;
-use arrayvec::ArrayVec;
 use std::ffi::c_void;
 use std::time::Duration;
 
@@ -61,39 +60,24 @@ pub struct Comparison {
 }
 
 /// `out := x + sum_j c_j Y_j`, one of several to be formed; a copy has no terms.
-#[derive(Clone, Debug)]
-pub struct Sum {
+#[derive(Clone, Copy, Debug)]
+pub struct Sum<'a> {
     pub out: View,
     pub x: Option<View>,
-    terms: ArrayVec<(f64, View), MAX_TERMS>,
+    pub terms: &'a [(f64, View)],
 }
 
-impl Sum {
-    pub fn new(out: View, x: Option<View>) -> Self {
-        Self { out, x, terms: ArrayVec::new() }
+impl<'a> Sum<'a> {
+    pub fn new(out: View, x: Option<View>, terms: &'a [(f64, View)]) -> Self {
+        Self { out, x, terms }
     }
 
     pub fn copy(out: View, x: View) -> Self {
-        Self::new(out, Some(x))
-    }
-
-    pub fn difference(out: View, x: View, base: View) -> Self {
-        let mut sum = Self::new(out, Some(x));
-        // A product with -1 is exact.
-        sum.add(-1.0, base);
-        sum
-    }
-
-    pub fn add(&mut self, c: f64, y: View) {
-        self.terms.push((c, y));
-    }
-
-    pub fn terms(&self) -> &[(f64, View)] {
-        &self.terms
+        Self::new(out, Some(x), &[])
     }
 
     pub fn views(&self) -> impl Iterator<Item = &View> + Clone {
-        [&self.out].into_iter().chain(&self.x).chain(self.terms().iter().map(|(_, y)| y))
+        [&self.out].into_iter().chain(&self.x).chain(self.terms.iter().map(|(_, y)| y))
     }
 }
 
@@ -189,13 +173,14 @@ pub trait Ops {
     fn subtract(&mut self, out: View, x: View, base: View);
 
     /// `out := x + sum_j c_j Y_j`, without `x` if there is none; `out` may be `x` or one of the
-    /// `Y_j`. `c_j` is rounded to f32. Without terms, it is a [`copy`](Self::copy). A weight of 0 must not be given: its value would not be read.
+    /// `Y_j`. `c_j` is rounded to f32. Without terms, it is a [`copy`](Self::copy). A weight of 0
+    /// must not be given: its value would not be read.
     fn combine(&mut self, out: View, x: Option<View>, terms: &[(f64, View)], rounding: Rounding);
 
-    /// [`combine`](Self::combine) for each of these, which a backend may do at once: what one sum
-    /// writes must not overlap what another reads or writes.
-    fn combine_all(&mut self, sums: impl Iterator<Item = Sum>, rounding: Rounding) {
-        sums.for_each(|sum| self.combine(sum.out, sum.x, sum.terms(), rounding));
+    /// [`combine`](Self::combine) for each sum that `sums` hands over, which a backend may do at
+    /// once: what one sum writes must not overlap what another reads or writes.
+    fn combine_all(&mut self, rounding: Rounding, sums: impl FnOnce(&mut dyn FnMut(Sum))) {
+        sums(&mut |sum| self.combine(sum.out, sum.x, sum.terms, rounding));
     }
 
     /// Puts value `y` on a ladder of backward quotients, in place: with `t := y`, for each rung
@@ -203,9 +188,9 @@ pub trait Ops {
     /// there are as many rungs. At most [`MAX_RUNGS`] rungs.
     fn ladder(&mut self, y: View, rungs: &[View], held: usize, gap: f64);
 
-    /// `out :=` the low frequencies of `x`; both are dense f32 and apart. Its elements are planes of `height * width`; of each
-    /// those waves stay that have less than `r` cycles, or `r`, over the plane, where `r` is a
-    /// fifth of the shorter side, rounded down: `ky^2 + kx^2 <= r^2`.
+    /// `out :=` the low frequencies of `x`; both are dense f32 and apart. Its elements are planes of
+    /// `height * width`; of each those waves stay that have less than `r` cycles, or `r`, over the
+    /// plane, where `r` is a fifth of the shorter side, rounded down: `ky^2 + kx^2 <= r^2`.
     fn low_pass(&mut self, out: View, x: View, height: usize, width: usize);
 
     /// Queues the sums over `|u - v|`, `|u|` and `|v|` of all comparisons together. With `rounded`,

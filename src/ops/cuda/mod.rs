@@ -220,14 +220,35 @@ impl Cuda {
 
     // ---- sums ----
 
-    fn combine_rows(&mut self, mut batch: Batch) {
+    /// At once, or with others in a batch.
+    fn form(&mut self, batch: &mut Batch, sum: &Sum, rounding: Rounding) {
+        if sum.out.is_empty() {
+            return;
+        }
+        if sum.out.is_on_host() {
+            return self.host.combine(sum.out, sum.x, sum.terms, rounding);
+        }
+        let Some(cut) = Cut::of(sum.views()) else {
+            return self.combine_strided(sum, rounding);
+        };
+        let kernel = kernel_for(sum, rounding);
+        if !batch.takes(kernel) {
+            self.combine_rows(batch);
+        }
+        batch.push(kernel, sum, &cut, rounding);
+    }
+
+    /// Launches a batch, and leaves it empty.
+    fn combine_rows(&mut self, batch: &mut Batch) {
         let Some(kernel) = batch.kernel() else { return };
         if let Some((out, x)) = batch.lone_copy() {
-            return self.copy_bytes(out, x);
+            self.copy_bytes(out, x);
+        } else {
+            let grid = (batch.blocks, BLOCK, 0);
+            let parameters = (&raw mut batch.parameters).cast();
+            self.queue(|cuda, context| cuda.launch(context, kernel, grid, &mut [parameters]));
         }
-        let grid = (batch.blocks, BLOCK, 0);
-        let parameters = (&raw mut batch.parameters).cast();
-        self.queue(|cuda, context| cuda.launch(context, kernel, grid, &mut [parameters]));
+        *batch = Batch::default();
     }
 
     fn combine_strided(&mut self, sum: &Sum, rounding: Rounding) {
@@ -309,37 +330,22 @@ impl Ops for Cuda {
     }
 
     fn copy(&mut self, out: View, x: View) {
-        self.combine_all(std::iter::once(Sum::copy(out, x)), Rounding::Once);
+        self.combine(out, Some(x), &[], Rounding::Once);
     }
 
     fn subtract(&mut self, out: View, x: View, base: View) {
-        self.combine_all(std::iter::once(Sum::difference(out, x, base)), Rounding::Once);
+        // A product with -1 is exact.
+        self.combine(out, Some(x), &[(-1.0, base)], Rounding::Once);
     }
 
     fn combine(&mut self, out: View, x: Option<View>, terms: &[(f64, View)], rounding: Rounding) {
-        let mut sum = Sum::new(out, x);
-        terms.iter().for_each(|(c, y)| sum.add(*c, *y));
-        self.combine_all(std::iter::once(sum), rounding);
+        self.combine_all(rounding, |form| form(Sum::new(out, x, terms)));
     }
 
-    fn combine_all(&mut self, sums: impl Iterator<Item = Sum>, rounding: Rounding) {
+    fn combine_all(&mut self, rounding: Rounding, sums: impl FnOnce(&mut dyn FnMut(Sum))) {
         let mut batch = Batch::default();
-        for sum in sums.filter(|sum| !sum.out.is_empty()) {
-            if sum.out.is_on_host() {
-                self.host.combine(sum.out, sum.x, sum.terms(), rounding);
-                continue;
-            }
-            let Some(cut) = Cut::of(sum.views()) else {
-                self.combine_strided(&sum, rounding);
-                continue;
-            };
-            let kernel = kernel_for(&sum, rounding);
-            if !batch.takes(kernel) {
-                self.combine_rows(std::mem::take(&mut batch));
-            }
-            batch.push(kernel, &sum, &cut, rounding);
-        }
-        self.combine_rows(batch);
+        sums(&mut |sum| self.form(&mut batch, &sum, rounding));
+        self.combine_rows(&mut batch);
     }
 
     fn ladder(&mut self, y: View, rungs: &[View], held: usize, gap: f64) {

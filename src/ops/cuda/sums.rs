@@ -50,7 +50,7 @@ impl Batch {
 
 /// The kernel for a sum that can be cut into rows.
 pub fn kernel_for(sum: &Sum, rounding: Rounding) -> Kernel {
-    match (sum.terms().len(), rounding) {
+    match (sum.terms.len(), rounding) {
         // A copy is rounded once in any case.
         (0, _) => Kernel::CombineRows(0),
         (n @ ..=4, Rounding::Once) => Kernel::CombineRows(n),
@@ -60,7 +60,7 @@ pub fn kernel_for(sum: &Sum, rounding: Rounding) -> Kernel {
 
 /// `(out, x)`, if the bytes of one are to become those of the other.
 pub fn plain_copy(sum: &Sum) -> Option<(View, View)> {
-    let x = sum.x.filter(|x| sum.terms().is_empty() && x.dtype() == sum.out.dtype())?;
+    let x = sum.x.filter(|x| sum.terms.is_empty() && x.dtype() == sum.out.dtype())?;
     (sum.out.is_dense() && x.is_dense()).then_some((sum.out, x))
 }
 
@@ -70,12 +70,12 @@ fn sum_of_rows(sum: &Sum, cut: &Cut, rounding: Rounding) -> SumOfRows {
         x: sum.x.as_ref().map_or(Rows::default(), |x| cut.rows_of(x)),
         rows: cut.rows,
         cols: cut.cols,
-        n: sum.terms().len() as u32,
+        n: sum.terms.len() as u32,
         has_x: u32::from(sum.x.is_some()),
         each_term: u32::from(rounding == Rounding::EachTerm),
         ..Default::default()
     };
-    for (k, (c, y)) in sum.terms().iter().enumerate() {
+    for (k, (c, y)) in sum.terms.iter().enumerate() {
         (rows.c[k], rows.y[k]) = (*c as f32, cut.rows_of(y));
     }
     rows
@@ -86,12 +86,12 @@ pub fn combine_strided(sum: &Sum, rounding: Rounding) -> CombineStrided {
         out: Strided::of(&sum.out),
         x: sum.x.as_ref().map_or(Strided::default(), Strided::of),
         elements: sum.out.len() as u64,
-        n: sum.terms().len() as u32,
+        n: sum.terms.len() as u32,
         has_x: u32::from(sum.x.is_some()),
         each_term: u32::from(rounding == Rounding::EachTerm),
         ..Default::default()
     };
-    for (k, (c, y)) in sum.terms().iter().enumerate() {
+    for (k, (c, y)) in sum.terms.iter().enumerate() {
         (strided.c[k], strided.y[k]) = (*c as f32, Strided::of(y));
     }
     strided
