@@ -120,23 +120,12 @@ static void a_failed_launch_votes_against(tape_t *tape)
 static void a_run_without_memory_votes_on_the_streams_of_its_passes(tape_t *tape)
 {
     ranks_t ranks = {0};
-    dc_tensor_t row = floats(NULL, TAPE_N);
-    dc_shape_t shape;
-    dc_run_t run = headers_run;
-    memset(&shape, 0, sizeof shape);
-    shape.hook = DC_HOOK_EACH;
-    shape.branch = UINT32_MAX;
-    shape.tensors = &row;
-    shape.n = 1;
-    run.n_steps = TAPE_STEPS;
-    run.n_shapes = 1;
-    run.shapes = &shape;
-    run.stream = a_stream(tape);
+    void *stream = a_stream(tape);
     give_cache_with(tape, &ranks, 0);
     CUDA_OK(soft.fail("cuMemAllocAsync", 1, CUDA_OUT_OF_MEMORY));
-    CHECK_STATUS(dc_cache_begin_run(tape->cache, &run), DC_ERR_MEMORY);
-    end_stream(tape, run.stream);
-    void *stream = a_stream(tape);
+    CHECK_STATUS(begin_run_with_shapes(tape->cache, stream), DC_ERR_MEMORY);
+    end_stream(tape, stream);
+    stream = a_stream(tape);
     for (uint32_t step = 0; step < TAPE_STEPS; step++) {
         a_voting_pass(tape, &ranks, step, stream, NULL, NULL);
         CHECK_STATUS(tape->ended[step], DC_ERR_MEMORY);

@@ -69,19 +69,7 @@ static void is_even(const char *log)
 
 static void begin_with_shapes(world_t *world)
 {
-    dc_tensor_t row = floats(NULL, TAPE_N);
-    dc_shape_t shape;
-    dc_run_t run = headers_run;
-    memset(&shape, 0, sizeof shape);
-    shape.hook = DC_HOOK_EACH;
-    shape.branch = UINT32_MAX;
-    shape.tensors = &row;
-    shape.n = 1;
-    run.n_steps = TAPE_STEPS;
-    run.n_shapes = 1;
-    run.shapes = &shape;
-    run.stream = world->stream;
-    CHECK_OK(dc_cache_begin_run(world->tape.cache, &run));
+    CHECK_OK(begin_run_with_shapes(world->tape.cache, world->stream));
 }
 
 static void count_waits(void *user, int call)

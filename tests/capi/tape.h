@@ -109,6 +109,24 @@ static inline void give_cache(tape_t *tape, const char *method)
     tape->cache = a_cache(&engine, method);
 }
 
+/* Begins a run that takes all its memory at once. */
+static inline dc_status_t begin_run_with_shapes(dc_cache_t *cache, void *stream)
+{
+    dc_tensor_t row = floats(NULL, TAPE_N);
+    dc_shape_t shape;
+    dc_run_t run = headers_run;
+    memset(&shape, 0, sizeof shape);
+    shape.hook = DC_HOOK_EACH;
+    shape.branch = UINT32_MAX;
+    shape.tensors = &row;
+    shape.n = 1;
+    run.n_steps = TAPE_STEPS;
+    run.n_shapes = 1;
+    run.shapes = &shape;
+    run.stream = stream;
+    return dc_cache_begin_run(cache, &run);
+}
+
 /* ---- the thread ---- */
 
 /* What no call of the library may change. */

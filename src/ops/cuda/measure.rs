@@ -80,9 +80,7 @@ impl Cuda {
         let Some(mut queued) = queued else {
             return known;
         };
-        let Some(mut slot) = queued.slot.take() else {
-            return known;
-        };
+        let mut slot = queued.slot.take().expect("a queued measurement has its slot");
         // The stream is not asked: it may be gone by now.
         let context = self.status().and_then(|()| self.enter());
         let waited = context.and_then(|context| self.wait(&context, slot.event));

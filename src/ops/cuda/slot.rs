@@ -30,6 +30,9 @@ const VOTES_AT: usize = PARTIALS_BYTES;
 const COUNTER_AT: usize = VOTES_AT + 64;
 const DEVICE_BYTES: usize = PARTIALS_BYTES + 256;
 
+/// What the header says that a context holds.
+const _: () = assert!(PAGE * (HOST_BYTES + DEVICE_BYTES) < 1 << 19);
+
 pub struct Slot {
     host: *mut f64,
     host_on_device: CUdeviceptr,
