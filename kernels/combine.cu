@@ -4,8 +4,8 @@
 // `out` may be `x` or one of the `y` itself: a thread loads all that it needs of a place before it
 // stores there.
 //
-// A few terms that are rounded once have kernels of their own, combine_rows_0 to 4. The rest is
-// combine_rows_n's: many terms, and `each_term`.
+// A few terms of one dtype, that of `out`, which are rounded once, have kernels of their own,
+// combine_rows_0 to 4. The rest is combine_rows_n's: many terms, several dtypes, and `each_term`.
 //
 // A launch of these forms up to four sums that have nothing to do with each other: those of the
 // tensors of a block. Each has its own blocks, side by side in the grid.
@@ -45,45 +45,51 @@ static_assert(sizeof(SumOfRows) == 536 && sizeof(CombineRows) == MAX_SUMS * 536 
                   sizeof(CombineStrided) == 2104,
               "as the host lays them out");
 
-// Which sum this block works on. Read where they are, by an index that a whole block shares,
-// parameters need no copy.
-__device__ __forceinline__ const SumOfRows &sum_of_block(const CombineRows &p) {
-    u32 k = 0;
-#pragma unroll
-    for (u32 next = 1; next < MAX_SUMS; next++)
-        if (next < p.n && blockIdx.x >= p.sum[next].first_block) k = next;
-    return p.sum[k];
-}
-
 // One rounding, at the store. TERMS is the number of terms or ANY.
-template <u32 LANES, u32 TERMS, class Parameters, class Place>
-__device__ __forceinline__ void combine(const Parameters &p, Place at) {
+template <u32 TERMS, u32 LANES, u32 N, class Parameters, class Place>
+__device__ __forceinline__ void combine(Vectors<LANES, N>, const Parameters &p, Place at) {
     const u32 n = TERMS == ANY ? p.n : TERMS;
-    Bits<LANES> x, y[BATCH];
-    float sum[LANES] = {}, value[LANES];
-    if (p.has_x) x = load<LANES>(p.x, at);
-    if (n == 0 && p.has_x && p.x.dtype == p.out.dtype) return store(x, p.out, at);
+    Bits<LANES> x[N], y[BATCH][N];
+    float sum[N][LANES] = {}, value[LANES];
+    // A copy has nothing else.
+    const bool has_x = TERMS == 0 || p.has_x;
+    if (has_x)
+#pragma unroll
+        for (u32 v = 0; v < N; v++) x[v] = load<LANES>(p.x, at, v);
+    if (n == 0 && has_x && p.x.dtype == p.out.dtype) {
+#pragma unroll
+        for (u32 v = 0; v < N; v++) store(x[v], p.out, at, v);
+        return;
+    }
     u32 first = 0;
     do {
 #pragma unroll
         for (u32 j = 0; j < BATCH; j++)
-            if (first + j < n) y[j] = load<LANES>(p.y[first + j], at);
-        if (first == 0 && p.has_x) widen(sum, x, p.x.dtype);
+            if (first + j < n)
+#pragma unroll
+                for (u32 v = 0; v < N; v++) y[j][v] = load<LANES>(p.y[first + j], at, v);
+        if (first == 0 && has_x)
+#pragma unroll
+            for (u32 v = 0; v < N; v++) widen(sum[v], x[v], p.x.dtype);
 #pragma unroll
         for (u32 j = 0; j < BATCH; j++) {
             if (first + j >= n) break;
-            widen(value, y[j], p.y[first + j].dtype);
             // The first of all stands alone: -0 must not become 0 + -0.
-            const bool alone = first + j == 0 && !p.has_x;
+            const bool alone = first + j == 0 && !has_x;
 #pragma unroll
-            for (u32 i = 0; i < LANES; i++) {
-                const float product = __fmul_rn(p.c[first + j], value[i]);
-                sum[i] = alone ? product : __fadd_rn(sum[i], product);
+            for (u32 v = 0; v < N; v++) {
+                widen(value, y[j][v], p.y[first + j].dtype);
+#pragma unroll
+                for (u32 i = 0; i < LANES; i++) {
+                    const float product = __fmul_rn(p.c[first + j], value[i]);
+                    sum[v][i] = alone ? product : __fadd_rn(sum[v][i], product);
+                }
             }
         }
         first += BATCH;
     } while (first < n);
-    store(sum, p.out, at);
+#pragma unroll
+    for (u32 v = 0; v < N; v++) store(sum[v], p.out, at, v);
 }
 
 // Rounds after every operation, as eager tensor operations do, and adds to 0 what has no `x` before
@@ -110,17 +116,22 @@ __device__ __forceinline__ void combine_rounding(const Parameters &p, Place at) 
     store(sum, p.out, at);
 }
 
-template <class Visit>
-__device__ __forceinline__ void for_each_in_sum(const SumOfRows &sum, Visit visit) {
-    for_each_in_rows(sum.rows, sum.cols, blockIdx.x - sum.first_block, sum.blocks, visit);
+// All of one dtype.
+template <u32 TERMS> __device__ __forceinline__ void combine_few(const SumOfRows &sum) {
+    with_dtype(sum.out.dtype, [&](auto of) {
+        SumOfRows typed = sum;
+        typed.out.dtype = typed.x.dtype = of.DTYPE;
+#pragma unroll
+        for (u32 j = 0; j < TERMS; j++) typed.y[j].dtype = of.DTYPE;
+        for_each_in_rows<of.LANES, VECTORS>(
+            sum.rows, sum.cols, share_of(sum),
+            [&](auto vectors, RowPlace at) { combine<TERMS>(vectors, typed, at); });
+    });
 }
 
 #define COMBINE_ROWS(TERMS)                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS) combine_rows_##TERMS(CombineRows p) { \
-        const SumOfRows &sum = sum_of_block(p);                                                 \
-        for_each_in_sum(sum, [&](auto lanes, RowPlace at) {                                     \
-            combine<lanes.COUNT, TERMS>(sum, at);                                               \
-        });                                                                                     \
+        combine_few<TERMS>(part_of_block(p.sum, p.n));                                          \
     }
 
 COMBINE_ROWS(0)
@@ -130,20 +141,22 @@ COMBINE_ROWS(3)
 COMBINE_ROWS(4)
 
 template <u32 LANES, class Parameters, class Place>
-__device__ __forceinline__ void combine_any(const Parameters &p, Place at) {
+__device__ __forceinline__ void combine_any(Vectors<LANES, 1> vector, const Parameters &p,
+                                            Place at) {
     if (p.each_term)
         combine_rounding<LANES>(p, at);
     else
-        combine<LANES, ANY>(p, at);
+        combine<ANY>(vector, p, at);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) combine_rows_n(CombineRows p) {
-    const SumOfRows &sum = sum_of_block(p);
-    for_each_in_sum(sum, [&](auto lanes, RowPlace at) { combine_any<lanes.COUNT>(sum, at); });
+    const SumOfRows &sum = part_of_block(p.sum, p.n);
+    for_each_in_rows<8, 1>(sum.rows, sum.cols, share_of(sum),
+                           [&](auto vector, RowPlace at) { combine_any(vector, sum, at); });
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) combine_strided(CombineStrided parameters) {
     __shared__ CombineStrided p;
     copy_to_shared(p, parameters);
-    for_each_strided(p.elements, [&](auto lanes, u64 at) { combine_any<lanes.COUNT>(p, at); });
+    for_each_strided(p.elements, [&](auto vector, u64 at) { combine_any(vector, p, at); });
 }

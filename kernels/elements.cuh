@@ -1,9 +1,9 @@
-// Elements of f32, f16 and bf16 on their way from and to memory, one or eight at a time.
+// Elements of f32, f16 and bf16 on their way from and to memory, singly or by 16 bytes.
 //
 // A kernel learns the dtypes of its tensors at run time; every thread of a launch takes the same
-// branch. Loads hand out raw bits, so that a thread can have all of its loads in flight before it
-// looks at the first of them. Nothing here needs a header of CUDA's: the compiler is given these
-// files alone.
+// branch. Where the loop over a tensor is inside that branch, the compiler knows the dtype. Loads
+// hand out raw bits, so that a thread can have all of its loads in flight before it looks at the
+// first of them. Nothing here needs a header of CUDA's: the compiler is given these files alone.
 #pragma once
 
 typedef unsigned short u16;
@@ -12,7 +12,7 @@ typedef unsigned long long u64;
 
 enum Dtype : u32 { F32 = 0, F16 = 1, BF16 = 2 };
 
-__device__ __forceinline__ u32 size_of(u32 dtype) { return dtype == F32 ? 4 : 2; }
+__device__ constexpr u32 size_of(u32 dtype) { return dtype == F32 ? 4 : 2; }
 
 // ---- two narrow values in a word ----
 
@@ -150,13 +150,13 @@ __device__ __forceinline__ void store_byte(u32 byte, u64 address) {
     asm volatile("st.global.u8 [%1], %0;" ::"r"(byte), "l"(address));
 }
 
-// One element, or eight on a multiple of 16 bytes.
+// One element; or eight on a multiple of 16 bytes, or four of f32.
 template <u32 LANES> __device__ __forceinline__ Bits<LANES> load_bits(u64 address, u32 dtype) {
-    static_assert(LANES == 1 || LANES == 8, "an element, or 16 bytes of the narrow ones");
+    static_assert(LANES == 1 || LANES == 4 || LANES == 8, "an element, or 16 bytes of some");
     Bits<LANES> bits;
-    if constexpr (LANES == 8) {
+    if constexpr (LANES > 1) {
         load_16_bytes(bits.word, address);
-        if (dtype == F32) load_16_bytes(bits.word + 4, address + 16);
+        if (LANES == 8 && dtype == F32) load_16_bytes(bits.word + 4, address + 16);
     } else if (dtype == F32) {
         asm volatile("ld.global.u32 %0, [%1];" : "=r"(bits.word[0]) : "l"(address));
     } else {
@@ -169,9 +169,9 @@ template <u32 LANES> __device__ __forceinline__ Bits<LANES> load_bits(u64 addres
 
 template <u32 LANES>
 __device__ __forceinline__ void store_bits(const Bits<LANES> &bits, u64 address, u32 dtype) {
-    if constexpr (LANES == 8) {
+    if constexpr (LANES > 1) {
         store_16_bytes(bits.word, address);
-        if (dtype == F32) store_16_bytes(bits.word + 4, address + 16);
+        if (LANES == 8 && dtype == F32) store_16_bytes(bits.word + 4, address + 16);
     } else if (dtype == F32) {
         asm volatile("st.global.u32 [%1], %0;" ::"r"(bits.word[0]), "l"(address));
     } else {

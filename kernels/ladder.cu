@@ -25,7 +25,7 @@ static_assert(sizeof(LadderRows) == 176 && sizeof(LadderStrided) == 696,
               "as the host lays them out");
 
 template <u32 LANES, class Parameters, class Place>
-__device__ __forceinline__ void climb(const Parameters &p, Place at) {
+__device__ __forceinline__ void climb(Vectors<LANES, 1>, const Parameters &p, Place at) {
     const u32 dtype = p.y.dtype;
     // The last rung has none above it that would need its value.
     const u32 needed = min(p.held, p.n_rungs - 1);
@@ -57,12 +57,13 @@ __device__ __forceinline__ void climb(const Parameters &p, Place at) {
 // division than give a thread its registers.
 extern "C" __global__ void __launch_bounds__(THREADS, 2) ladder_rows(LadderRows p) {
     if (p.n_rungs == 0) return;
-    for_each_in_rows(p.rows, p.cols, [&](auto lanes, RowPlace at) { climb<lanes.COUNT>(p, at); });
+    for_each_in_rows<8, 1>(p.rows, p.cols, share_of_grid(),
+                           [&](auto vector, RowPlace at) { climb(vector, p, at); });
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) ladder_strided(LadderStrided parameters) {
     __shared__ LadderStrided p;
     copy_to_shared(p, parameters);
     if (p.n_rungs == 0) return;
-    for_each_strided(p.elements, [&](auto lanes, u64 at) { climb<lanes.COUNT>(p, at); });
+    for_each_strided(p.elements, [&](auto vector, u64 at) { climb(vector, p, at); });
 }

@@ -245,12 +245,14 @@ fn dtype() -> impl Strategy<Value = Dtype> {
     prop::sample::select(&DTYPES[..])
 }
 
-/// Empty ones, short rows, whole and broken groups of eight, more than a block of a sum.
+/// Empty ones, short rows, whole and broken groups of eight, more than a block of a sum, rows in
+/// which a thread has more than one vector.
 fn extents() -> impl Strategy<Value = Extents> {
     prop_oneof![
         (0..=3usize, 0..=4usize, 0..=40usize).prop_map(|(p, r, c)| [p, r, c]),
         (1..=3usize, 1..=4usize, 1..=12usize).prop_map(|(p, r, c)| [p, r, 8 * c]),
         (1..=5000usize).prop_map(|n| [1, 1, n]),
+        (2..=3usize, 1000..=2600usize).prop_map(|(p, n)| [p, 1, n]),
     ]
 }
 
@@ -263,11 +265,14 @@ fn layout() -> impl Strategy<Value = fn(u64) -> Layout> {
     ]
 }
 
+/// Half of the time all have one dtype: these have kernels of their own too.
 fn specs(n: std::ops::RangeInclusive<usize>) -> impl Strategy<Value = Vec<Spec>> {
     let content = || prop::sample::select(&[Content::Tame, Content::Wild][..]);
     let one = (dtype(), 0..1u64 << 20);
-    (layout(), content(), prop::collection::vec(one, n)).prop_map(|(layout, content, all)| {
-        let spec = |(dtype, seed)| Spec { dtype, layout: layout(seed), content, seed };
+    let all = prop::collection::vec(one, n);
+    (layout(), content(), prop::option::of(dtype()), all).prop_map(|(layout, content, of, all)| {
+        let spec =
+            |(own, seed)| Spec { dtype: of.unwrap_or(own), layout: layout(seed), content, seed };
         all.into_iter().map(spec).collect()
     })
 }
@@ -536,8 +541,14 @@ fn the_low_frequencies_of_every_plane_stay() {
 #[test]
 fn a_million_elements_and_some_are_like_a_few() {
     let shape = [1, 1, (1 << 20) + 4099];
-    for layout in [Layout::Dense, Layout::Shifted] {
-        let specs = [Dtype::Bf16, Dtype::F16, Dtype::F32, Dtype::Bf16].map(|dtype| {
+    let mixed = [Dtype::Bf16, Dtype::F16, Dtype::F32, Dtype::Bf16];
+    for (layout, dtypes) in [
+        (Layout::Dense, mixed),
+        (Layout::Dense, [Dtype::Bf16; 4]),
+        (Layout::Dense, [Dtype::F32; 4]),
+        (Layout::Shifted, mixed),
+    ] {
+        let specs = dtypes.map(|dtype| {
             let seed = dtype.size() as u64;
             Spec { dtype, layout, content: Content::Tame, seed }
         });

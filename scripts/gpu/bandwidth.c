@@ -39,8 +39,7 @@ typedef struct {
 typedef struct {
     rows_view x, base, earlier, keep;
     uint64_t rows, cols;
-    uint32_t has_base, has_keep;
-    uint64_t unused;
+    uint32_t has_base, has_keep, first_block, blocks;
 } compared_rows;
 
 typedef struct {
@@ -99,7 +98,7 @@ enum { CASE_COUNT = sizeof CASES / sizeof *CASES };
 
 /* ---- the device ---- */
 
-enum { THREADS = 256, MOST_BLOCKS = 1 << 20, MOST_BLOCKS_MEASURING = 1024 };
+enum { THREADS = 256, VECTORS = 2, MOST_BLOCKS = 1 << 20, MOST_BLOCKS_MEASURING = 1024 };
 
 static CUstream stream;
 static CUfunction functions[CASE_COUNT];
@@ -179,9 +178,13 @@ static rows_view view_from(const problem *p, int i, uint64_t first)
 
 static rows_view view(const problem *p, int i) { return view_from(p, i, 0); }
 
-static uint32_t blocks_for(uint64_t rows, uint64_t cols, uint32_t most)
+/* A thread of a kernel for one dtype takes some vectors of 16 bytes, one of the others eight elements. */
+static uint32_t blocks_for(const test_case *c, const problem *p, uint64_t rows)
 {
-    uint64_t items = rows * ((cols + 7) / 8), blocks = (items + THREADS - 1) / THREADS;
+    bool one_dtype = c->family == MEASURE || (c->family == COMBINE && c->terms < MOST_TERMS);
+    uint64_t elements = one_dtype ? 16 / size_of(p->dtype) : 8, vectors = rows * ((p->cols + elements - 1) / elements);
+    uint64_t each = THREADS * (one_dtype ? VECTORS : 1), blocks = (vectors + each - 1) / each;
+    uint32_t most = c->family == MEASURE ? MOST_BLOCKS_MEASURING : MOST_BLOCKS;
     return blocks < most ? (uint32_t)blocks : most;
 }
 
@@ -199,7 +202,7 @@ static uint32_t set_sums(combine_rows *all, const test_case *c, const problem *p
                              .n = (uint32_t)c->terms,
                              .has_x = c->has_x,
                              .first_block = blocks,
-                             .blocks = blocks_for(rows, p->cols, MOST_BLOCKS)};
+                             .blocks = blocks_for(c, p, rows)};
         for (int j = 0; j < c->terms; j++) {
             sum->y[j] = view_from(p, 2 + j, first);
             sum->c[j] = WEIGHTS[j];
@@ -224,8 +227,9 @@ static uint32_t set_parameters(parameters *all, const test_case *c, const proble
                                                    .rows = p->rows,
                                                    .cols = p->cols,
                                                    .has_base = c->has_base,
-                                                   .has_keep = c->has_base};
-        return blocks_for(p->rows, p->cols, MOST_BLOCKS_MEASURING);
+                                                   .has_keep = c->has_base,
+                                                   .blocks = blocks_for(c, p, p->rows)};
+        return blocks_for(c, p, p->rows);
     }
     all->ladder = (ladder_rows){.y = view(p, 2),
                                 .rung = {view(p, 0), view(p, 1)},
@@ -234,7 +238,7 @@ static uint32_t set_parameters(parameters *all, const test_case *c, const proble
                                 .n_rungs = LADDER_RUNGS,
                                 .held = 1,
                                 .gap = 2};
-    return blocks_for(p->rows, p->cols, MOST_BLOCKS);
+    return blocks_for(c, p, p->rows);
 }
 
 static void launch(const test_case *c, const problem *p)

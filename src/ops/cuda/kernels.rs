@@ -8,6 +8,9 @@ use std::ffi::CStr;
 pub const BLOCK: u32 = 256;
 pub const WARP: u32 = 32;
 
+/// Vectors of each tensor that a thread takes at a time where all tensors have one dtype.
+pub const VECTORS: u64 = 2;
+
 /// Sums that one launch forms.
 pub const MAX_SUMS: usize = 4;
 
@@ -24,9 +27,9 @@ pub enum Family {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernel {
-    /// For so many terms, rounded once; up to 4.
+    /// For so many terms, of one dtype and rounded once; up to 4.
     CombineRows(usize),
-    /// For any number of terms, in either rounding.
+    /// For any number of terms, of any dtypes and in either rounding.
     CombineRowsAny,
     CombineStrided,
     MeasureRows,
@@ -156,7 +159,9 @@ pub struct ComparedRows {
     pub cols: u64,
     pub has_base: u32,
     pub has_keep: u32,
-    pub unused: u64,
+    /// Those of the grid that work on it.
+    pub first_block: u32,
+    pub blocks: u32,
 }
 
 #[repr(C)]

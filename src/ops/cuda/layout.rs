@@ -3,9 +3,10 @@
 //! Most tensors are rows of contiguous elements that start at equal distances: dense ones, and parts
 //! of joint buffers. Where all tensors of an operation can be cut into the same rows, and 16 bytes
 //! can be loaded at a time, the fast kernels do it; the `strided` ones take anything else.
+use super::kernels::VECTORS;
 use crate::ops::{Dtype, MAX_DIMS, View};
 
-/// Elements that a thread of a fast kernel works on at a time.
+/// Elements that a thread works on at a time where dtypes differ.
 pub const ITEM: u64 = 8;
 
 /// Bytes of the widest load.
@@ -95,10 +96,25 @@ impl Cut {
         Rows { data, pitch, dtype, unused: 0 }
     }
 
-    /// What the threads share out.
+    /// Threads to share this out to where dtypes may differ: each has one item.
     pub fn items(&self) -> u64 {
-        self.rows * self.cols.div_ceil(ITEM)
+        self.vectors(ITEM)
     }
+
+    /// ... and where all tensors have this dtype.
+    pub fn threads(&self, dtype: Dtype) -> u64 {
+        self.vectors(WIDE / dtype.size() as u64).div_ceil(VECTORS)
+    }
+
+    fn vectors(&self, elements: u64) -> u64 {
+        self.rows * self.cols.div_ceil(elements)
+    }
+}
+
+/// The dtype of all of these, if they have one.
+pub fn common_dtype<'a>(mut views: impl Iterator<Item = &'a View>) -> Option<Dtype> {
+    let first = views.next()?.dtype();
+    views.all(|view| view.dtype() == first).then_some(first)
 }
 
 /// Contiguous elements from the first on.
@@ -139,6 +155,7 @@ mod tests {
         let dense = view(Dtype::F16, 0, &[2, 16, 8], &[128, 8, 1]);
         let cut = Cut::of([part, dense].iter()).expect("rows");
         assert_eq!((cut.rows, cut.cols, cut.items()), (2, 128, 32));
+        assert_eq!((cut.threads(Dtype::F16), cut.threads(Dtype::F32)), (16, 32));
         assert_eq!((cut.rows_of(&part).pitch, cut.rows_of(&dense).pitch), (320, 128));
     }
 

@@ -2,7 +2,7 @@
 use super::Cuda;
 use super::context::Context;
 use super::kernels::{BLOCK, ComparedRows, ComparedStrided, Kernel, MAX_COMPARED, Measure};
-use super::layout::{Cut, Rows, Strided};
+use super::layout::{Cut, Rows, Strided, common_dtype};
 use super::slot::{MAX_GRID, Slot};
 use crate::error::Result;
 use crate::ops::{Comparison, Dtype, Ops, View};
@@ -113,9 +113,7 @@ impl Cuda {
         }
         let (mut rows, mut strided) = (Vec::new(), Vec::new());
         for comparison in comparisons {
-            let Comparison { x, base, earlier, keep } = comparison;
-            let views = [Some(x), base.as_ref(), Some(earlier), keep.as_ref()];
-            match Cut::of(views.into_iter().flatten()) {
+            match Cut::of(views(comparison)) {
                 Some(cut) => rows.push((cut, comparison)),
                 None => strided.push(comparison),
             }
@@ -137,38 +135,35 @@ impl Cuda {
     ) -> Result<usize> {
         let mut launches = 0;
         for some in rows.chunks(MAX_COMPARED) {
-            let compared = some.iter().map(|(cut, comparison)| compared_rows(cut, comparison));
-            let items = some.iter().map(|(cut, _)| cut.items()).sum();
-            self.launch_measure(
-                context,
-                slot,
-                launches,
-                Kernel::MeasureRows,
-                compared,
-                items,
-                rounded,
-            )?;
+            let (mut compared, mut grid) = (Vec::new(), 0);
+            for ((cut, comparison), blocks) in some.iter().zip(shares(some.iter().map(threads))) {
+                let own = compared_rows(cut, comparison);
+                compared.push(ComparedRows { first_block: grid, blocks, ..own });
+                grid += blocks;
+            }
+            let kernel = Kernel::MeasureRows;
+            self.launch_measure(context, slot, launches, kernel, &compared, grid, rounded)?;
             launches += 1;
         }
         for some in strided.chunks(MAX_COMPARED) {
-            let compared = some.iter().map(|comparison| compared_strided(comparison));
-            let items = some.iter().map(|comparison| comparison.x.len() as u64).sum();
+            let compared: Vec<_> = some.iter().map(|c| compared_strided(c)).collect();
+            let grid = blocks_within(MAX_GRID, some.iter().map(|c| c.x.len() as u64).sum());
             let kernel = Kernel::MeasureStrided;
-            self.launch_measure(context, slot, launches, kernel, compared, items, rounded)?;
+            self.launch_measure(context, slot, launches, kernel, &compared, grid, rounded)?;
             launches += 1;
         }
         Ok(launches)
     }
 
     #[expect(clippy::too_many_arguments)]
-    fn launch_measure<C: Default>(
+    fn launch_measure<C: Copy + Default>(
         &self,
         context: &Context,
         slot: &Slot,
         launch: usize,
         kernel: Kernel,
-        compared: impl Iterator<Item = C>,
-        items: u64,
+        compared: &[C],
+        grid: u32,
         rounded: bool,
     ) -> Result<()>
     where
@@ -178,18 +173,39 @@ impl Cuda {
             partials: slot.partials(),
             counter: slot.counter(),
             result: slot.result(launch),
+            n: compared.len() as u32,
             rounded: u32::from(rounded),
             ..Default::default()
         };
-        for (to, compared) in parameters.c.iter_mut().zip(compared) {
-            *to = compared;
-            parameters.n += 1;
-        }
-        // Of the number of elements alone, so that every GPU adds in the same order.
-        let grid = items.div_ceil(u64::from(BLOCK)).clamp(1, u64::from(MAX_GRID)) as u32;
+        parameters.c[..compared.len()].copy_from_slice(compared);
         let pointer = (&raw mut parameters).cast();
         self.launch(context, kernel, (grid, BLOCK, 0), &mut [pointer])
     }
+}
+
+fn views(comparison: &Comparison) -> impl Iterator<Item = &View> + Clone {
+    let Comparison { x, base, earlier, keep } = comparison;
+    [Some(x), base.as_ref(), Some(earlier), keep.as_ref()].into_iter().flatten()
+}
+
+/// Blocks for so many threads. A function of shapes and dtypes, as the order of the sums must be, so
+/// that it is the same on every GPU.
+fn blocks_within(most: u32, threads: u64) -> u32 {
+    threads.div_ceil(u64::from(BLOCK)).clamp(1, u64::from(most)) as u32
+}
+
+/// What a comparison has work for.
+fn threads((cut, comparison): &(Cut, &Comparison)) -> u64 {
+    common_dtype(views(comparison)).map_or(cut.items(), |dtype| cut.threads(dtype))
+}
+
+/// The grid's blocks, shared out among comparisons that have work for so many threads.
+fn shares(threads: impl ExactSizeIterator<Item = u64> + Clone) -> Vec<u32> {
+    let all = u128::from(threads.clone().sum::<u64>());
+    // All are rounded up, by less than a block each.
+    let most = u128::from(MAX_GRID) + 1 - threads.len() as u128;
+    let share = |of: u64| (u128::from(of) * most).div_ceil(all) as u32;
+    threads.map(|of| blocks_within(share(of), of)).collect()
 }
 
 fn compared_rows(cut: &Cut, comparison: &Comparison) -> ComparedRows {
@@ -205,7 +221,7 @@ fn compared_rows(cut: &Cut, comparison: &Comparison) -> ComparedRows {
         cols: cut.cols,
         has_base: u32::from(base.is_some()),
         has_keep: u32::from(keep.is_some()),
-        unused: 0,
+        ..Default::default()
     }
 }
 
@@ -220,5 +236,26 @@ fn compared_strided(comparison: &Comparison) -> ComparedStrided {
         elements: x.len() as u64,
         has_base: u32::from(base.is_some()),
         has_keep: u32::from(keep.is_some()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comparisons_share_a_grid_by_their_work_and_stay_within_it() {
+        for (threads, blocks) in [
+            (vec![1], vec![1]),
+            (vec![256, 257], vec![1, 2]),
+            (vec![1 << 40], vec![MAX_GRID]),
+            (vec![1 << 20, 1], vec![MAX_GRID - 1, 1]),
+            (vec![3 << 30, 1 << 30], vec![768, 256]),
+            (vec![u64::MAX / 4; 4], vec![256; 4]),
+        ] {
+            let shares = shares(threads.iter().copied());
+            assert!(shares.iter().sum::<u32>() <= MAX_GRID);
+            assert_eq!(shares, blocks, "{threads:?}");
+        }
     }
 }

@@ -294,9 +294,9 @@ impl Cuda {
     }
 }
 
-/// Of an elementwise kernel that shares `items` out among its threads.
-fn blocks_for(items: u64) -> u32 {
-    items.div_ceil(u64::from(BLOCK)).clamp(1, MOST_BLOCKS) as u32
+/// Of an elementwise kernel of so many threads, each with work of its own.
+fn blocks_for(threads: u64) -> u32 {
+    threads.div_ceil(u64::from(BLOCK)).clamp(1, MOST_BLOCKS) as u32
 }
 
 /// Highest frequency whose waves along a row `low_pass` has room for.

@@ -2,7 +2,7 @@
 //! A launch costs microseconds, as much as a small tensor's whole sum.
 use super::blocks_for;
 use super::kernels::{CombineRows, CombineStrided, Kernel, MAX_SUMS, SumOfRows};
-use super::layout::{Cut, Rows, Strided};
+use super::layout::{Cut, Rows, Strided, common_dtype};
 use crate::ops::{Rounding, Sum, View};
 
 /// Sums for one launch.
@@ -29,7 +29,10 @@ impl Batch {
 
     /// [`takes`](Self::takes) has said so.
     pub fn push(&mut self, kernel: Kernel, sum: &Sum, cut: &Cut, rounding: Rounding) {
-        let blocks = blocks_for(cut.items());
+        let blocks = blocks_for(match kernel {
+            Kernel::CombineRows(_) => cut.threads(sum.out.dtype()),
+            _ => cut.items(),
+        });
         let parameters = &mut self.parameters;
         parameters.sum[parameters.n as usize] =
             SumOfRows { first_block: self.blocks, blocks, ..sum_of_rows(sum, cut, rounding) };
@@ -50,10 +53,10 @@ impl Batch {
 
 /// The kernel for a sum that can be cut into rows.
 pub fn kernel_for(sum: &Sum, rounding: Rounding) -> Kernel {
-    match (sum.terms.len(), rounding) {
-        // A copy is rounded once in any case.
-        (0, _) => Kernel::CombineRows(0),
-        (n @ ..=4, Rounding::Once) => Kernel::CombineRows(n),
+    match (sum.terms.len(), rounding, common_dtype(sum.views())) {
+        // A copy is not rounded at all.
+        (0, _, Some(_)) if sum.x.is_some() => Kernel::CombineRows(0),
+        (n @ 1..=4, Rounding::Once, Some(_)) => Kernel::CombineRows(n),
         _ => Kernel::CombineRowsAny,
     }
 }
