@@ -80,9 +80,11 @@ lint:
 	else echo "SKIPPED: lints (no clippy)"; fi
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --quiet
 
-# The kernels' PTX is what its sources compile to, and every GPU it is for has an assembler that takes it.
+# The kernels' PTX is what its sources compile to, and every GPU it is for has an assembler that takes it; kernels/sass.md says what
+# comes of it.
 test-ptx:
 	scripts/ptx.py --check
+	scripts/sass.py --check
 
 test-rust:
 	$(CARGO) test --workspace
@@ -155,8 +157,9 @@ gpu-bench: tools-test ## figures from a real GPU, into docs/gpu-figures.md
 	scripts/gpu/build.sh
 	scripts/gpu/bench.sh
 
-ptx: ## compile kernels/*.cu to kernels/ptx anew (no GPU and no CUDA toolkit needed)
+ptx: ## compile kernels/*.cu to kernels/ptx anew, and its machine code's table (no GPU and no CUDA toolkit needed)
 	scripts/ptx.py
+	scripts/sass.py
 
 header: ## write include/diffcache.h anew from the Rust documentation
 	DC_WRITE_HEADER=1 $(CARGO) test --test header

@@ -60,8 +60,8 @@ def fetch_tools():
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder)
         wheel.unlink()
-        for ptxas in folder.rglob("bin/ptxas"):
-            ptxas.chmod(ptxas.stat().st_mode | stat.S_IXUSR)
+        for tool in [*folder.rglob("bin/ptxas"), *folder.rglob("bin/nvdisasm")]:
+            tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
     stamp.write_bytes(REQUIREMENTS.read_bytes())
 
 
