@@ -1,229 +1,277 @@
-//! `measure` and `combine` on tensors of 4608 x 3072 (FLUX: 4096 image and 512 text tokens), beside
-//! a plain loop that reads and writes as many bytes with as many threads. Both are timed in turn, so
-//! that a noisy machine is noisy for both. The last lines give the ratios: 1.00 is what memory can do.
-use criterion::{Criterion, SamplingMode, Throughput};
+//! The host's operations beside what memory can do: a plain integer loop that reads and writes the
+//! same bytes, with as many threads, compiled for the same vectors. 1.00 is the memory's limit.
+//!
+//! Also beside the loops of a C++ engine that caches for itself: one element at a time, converted by a
+//! function call each.
+mod figures;
+
 use diffcache::ops::host::Host;
 use diffcache::ops::memory::Memory;
 use diffcache::ops::{Comparison, Dtype, Ops, Rounding, View};
+use figures::{Target, faster, report};
 use half::{bf16, f16};
-use rayon::ThreadPool;
-use rayon::prelude::*;
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-const SHAPE: [usize; 2] = [4608, 3072];
+/// FLUX, 4096 image and 512 text tokens; and Wan 14B, 81 frames of 480p.
+const SHAPES: [[usize; 2]; 2] = [[4608, 3072], [32760, 5120]];
+
+const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 
 /// A tensor, as words: what a plain loop works on.
-struct Stream(Vec<u64>);
+struct Stream {
+    words: Vec<u64>,
+    dtype: Dtype,
+}
 
 impl Stream {
-    fn noise(dtype: Dtype, mut state: u64) -> Self {
+    /// Values between -1 and 1 that repeat after a few thousand elements.
+    fn noise(dtype: Dtype, len: usize, mut state: u64) -> Self {
         let mut element = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        };
-        let per_word = 8 / dtype.size();
-        let mut word = || {
-            let shift = |k: usize| k * 8 * dtype.size();
-            let bits = |x: f32| match dtype {
+            let x = (state >> 40) as f32 / (1 << 23) as f32 - 1.0;
+            match dtype {
                 Dtype::F32 => u64::from(x.to_bits()),
                 Dtype::F16 => u64::from(f16::from_f32(x).to_bits()),
                 Dtype::Bf16 => u64::from(bf16::from_f32(x).to_bits()),
-            };
-            (0..per_word).map(|k| bits(element()) << shift(k)).sum()
+            }
         };
-        let words = SHAPE.iter().product::<usize>() / per_word;
-        Self((0..words).map(|_| word()).collect())
+        let bits = 8 * dtype.size();
+        let mut word = || (0..64 / bits).map(|k| element() << (k * bits)).sum();
+        let period: Vec<u64> = (0..8191).map(|_| word()).collect();
+        let words = period.into_iter().cycle().take(len * dtype.size() / 8).collect();
+        Self { words, dtype }
     }
 
-    fn view(&mut self, dtype: Dtype) -> View {
-        // The words are as many bytes as the shape, and outlive the benchmark that uses the view.
-        unsafe { View::strided(self.0.as_mut_ptr().cast(), dtype, &SHAPE, &[SHAPE[1], 1]) }
+    fn view(&self) -> View {
+        let len = self.words.len() * 8 / self.dtype.size();
+        // The words outlive the measurement that uses the view; nobody else uses them meanwhile.
+        unsafe { View::strided(self.words.as_ptr().cast_mut().cast(), self.dtype, &[len], &[1]) }
+    }
+
+    /// Of thread number `k` of `n`.
+    fn share(&self, (k, n): (usize, usize)) -> &[u64] {
+        let share = self.words.len().div_ceil(n);
+        &self.words[k * share..self.words.len().min((k + 1) * share)]
+    }
+
+    /// The same, to be written; shares of different threads are apart.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn share_mut(&self, of: (usize, usize)) -> &mut [u64] {
+        let share = self.share(of);
+        unsafe { std::slice::from_raw_parts_mut(share.as_ptr().cast_mut(), share.len()) }
     }
 }
 
 // ---- the rivals ----
 
-/// Words of a chunk: small enough to stay in the first-level cache.
-const CHUNK: usize = 512;
-
-/// The work of `f` on equal shares of `out` and its inputs, on one thread or on all of the pool's.
-fn share<T: Send>(pool: Option<&ThreadPool>, out: &mut [T], f: impl Fn(usize, &mut [T]) + Sync) {
-    match pool {
-        None => f(0, out),
-        Some(pool) => {
-            let part = out.len().div_ceil(pool.current_num_threads());
-            let parts =
-                || out.par_chunks_mut(part).enumerate().for_each(|(k, out)| f(k * part, out));
-            pool.install(parts);
+/// Reads every word of every stream.
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2"))]
+fn plain_read<const K: usize>(streams: [&[u64]; K]) -> u64 {
+    let n = streams[0].len();
+    let streams = streams.map(|stream| &stream[..n]);
+    let mut sum = 0u64;
+    for i in 0..n {
+        for stream in &streams {
+            sum = sum.wrapping_add(stream[i]);
         }
+    }
+    sum
+}
+
+/// Reads every word of every stream and writes as many as one has.
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2"))]
+fn plain_into<const K: usize>(out: &mut [u64], streams: [&[u64]; K]) {
+    let n = out.len();
+    let streams = streams.map(|stream| &stream[..n]);
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = streams.iter().fold(0, |sum, stream| sum ^ stream[i]);
     }
 }
 
-/// Reads every word of every stream.
-fn plain_read(pool: Option<&ThreadPool>, streams: &[&Stream]) {
-    // One place for each chunk, so that reading is shared as writing is.
-    let mut sums = vec![0u64; streams[0].0.len().div_ceil(CHUNK)];
-    share(pool, &mut sums, |first, sums| {
-        for (k, sum) in (first..).zip(sums) {
-            for stream in streams {
-                let words = &stream.0[k * CHUNK..(k + 1) * CHUNK];
-                *sum = words.iter().fold(*sum, |sum, word| sum.wrapping_add(*word));
-            }
+/// The same, over one of the streams.
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2"))]
+fn plain_over<const K: usize>(out: &mut [u64], streams: [&[u64]; K]) {
+    let n = out.len();
+    let streams = streams.map(|stream| &stream[..n]);
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = streams.iter().fold(*out, |sum, stream| sum ^ stream[i]);
+    }
+}
+
+/// Runs `measure` with a rival whose work is done by `threads` at once, each with its share.
+fn with_threads<T>(
+    threads: usize,
+    rival: impl Fn((usize, usize)) + Sync,
+    measure: impl FnOnce(&mut dyn FnMut()) -> T,
+) -> T {
+    let (start, done, over) =
+        (Barrier::new(threads), Barrier::new(threads), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for k in 1..threads {
+            let (start, done, over, rival) = (&start, &done, &over, &rival);
+            scope.spawn(move || {
+                loop {
+                    start.wait();
+                    if over.load(Relaxed) {
+                        return;
+                    }
+                    rival((k, threads));
+                    done.wait();
+                }
+            });
         }
-    });
-    black_box(sums);
+        let result = measure(&mut || {
+            start.wait();
+            rival((0, threads));
+            done.wait();
+        });
+        over.store(true, Relaxed);
+        start.wait();
+        result
+    })
 }
 
-/// Reads every word of `streams` and writes as many words as one of them has.
-fn plain_loop(pool: Option<&ThreadPool>, out: &mut Stream, streams: &[&Stream]) {
-    let (first, rest) = streams.split_first().expect("at least one stream");
-    share(pool, &mut out.0, |start, out| {
-        let source = &first.0[start..start + out.len()];
-        if rest.is_empty() {
-            return out.copy_from_slice(source);
-        }
-        for (k, out) in out.chunks_mut(CHUNK).enumerate() {
-            let at = start + k * CHUNK;
-            out.copy_from_slice(&first.0[at..at + out.len()]);
-            for stream in rest {
-                let words = &stream.0[at..at + out.len()];
-                out.iter_mut().zip(words).for_each(|(out, word)| *out ^= word);
-            }
-        }
-    });
+// ---- one shape, dtype and number of threads ----
+
+struct Case {
+    shape: [usize; 2],
+    dtype: Dtype,
+    threads: usize,
+    repeats: usize,
+    host: Host,
 }
 
-// ---- side by side ----
-
-fn timed(f: impl FnOnce()) -> f64 {
-    let start = Instant::now();
-    f();
-    start.elapsed().as_secs_f64()
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut sorted: Vec<_> = values.collect();
-    sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
-}
-
-struct Bench {
-    criterion: Criterion,
-    pool: ThreadPool,
-    ratios: Vec<String>,
-}
-
-impl Bench {
-    /// `ours` beside `plain`, each of which touches the bytes of so many streams.
+impl Case {
     fn compare(
         &mut self,
-        name: &str,
-        (dtype, streams): (Dtype, usize),
-        rival: &str,
-        mut ours: impl FnMut(&mut Host),
-        mut plain: impl FnMut(Option<&ThreadPool>),
+        what: &str,
+        target: Target,
+        rival_name: &str,
+        mut own: impl FnMut(&mut Host),
+        rival: impl Fn((usize, usize)) + Sync,
     ) {
-        let bytes = streams * SHAPE.iter().product::<usize>() * dtype.size();
-        let mut group = self.criterion.benchmark_group(name);
-        group.sampling_mode(SamplingMode::Flat).throughput(Throughput::Bytes(bytes as u64));
-        for (threads, pool) in [(1, None), (0, Some(&self.pool))] {
-            let count = pool.map_or(1, ThreadPool::current_num_threads);
-            let mut host = Host::new(Memory::new(None, 0), threads);
-            let mut pairs = Vec::new();
-            group.bench_function(format!("{count} threads"), |bencher| {
-                bencher.iter_custom(|iterations| {
-                    let pair = |_| (timed(|| ours(&mut host)), timed(|| plain(pool)));
-                    let new: Vec<_> = (0..iterations).map(pair).collect();
-                    pairs.extend_from_slice(&new);
-                    Duration::from_secs_f64(new.iter().map(|(ours, _)| ours).sum())
-                });
-            });
-            // None if the command line asks for other benchmarks only.
-            if pairs.is_empty() {
-                continue;
-            }
-            let ratio = median(pairs.iter().map(|(ours, plain)| plain / ours));
-            let [ours, plain] = [
-                median(pairs.iter().map(|(ours, _)| *ours)),
-                median(pairs.iter().map(|(_, plain)| *plain)),
-            ]
-            .map(|seconds| bytes as f64 / seconds / 1e9);
-            let threads =
-                if count == 1 { "1 thread ".to_owned() } else { format!("{count} threads") };
-            self.ratios.push(format!(
-                "{name:<38} {threads}  {ratio:.2} of {rival} ({ours:.1} of {plain:.1} GB/s)"
-            ));
-        }
+        let Self { shape, dtype, threads, repeats, host } = self;
+        let figure = format!("{what}, {dtype:?}, {}x{}, {threads} threads", shape[0], shape[1]);
+        let ratio = with_threads(*threads, rival, |rival| faster(*repeats, || own(host), rival));
+        report("host ops", &figure.to_lowercase(), ratio, "x", target, rival_name);
     }
 
-    fn measure(&mut self, dtype: Dtype) {
-        let [mut x, mut base, mut earlier] = [1, 2, 3].map(|seed| Stream::noise(dtype, seed));
-        let [u, b, v] = [&mut x, &mut base, &mut earlier].map(|stream| stream.view(dtype));
-        let name = |form: &str| format!("measure {dtype:?} {form}").to_lowercase();
+    fn measure(&mut self, s: &[Stream]) {
+        let limit = Target::AtLeast(0.9);
         let measured = |host: &mut Host, base: Option<View>, keep: Option<View>| {
-            let comparison = Comparison { x: u, base, earlier: v, keep };
+            let comparison = Comparison { x: s[0].view(), base, earlier: s[1].view(), keep };
             let pending = host.measure(&[comparison], false);
             black_box(host.read(pending));
         };
+        let base = s[2].view();
         self.compare(
-            &name("2-stream, |u - v|"),
-            (dtype, 2),
+            "measure u, v",
+            limit,
             "plain read",
             |host| measured(host, None, None),
-            |pool| plain_read(pool, &[&x, &earlier]),
+            |k| _ = black_box(unsafe { plain_read([s[0].share(k), s[1].share(k)]) }),
         );
         self.compare(
-            &name("3-stream, |h - x - r|"),
-            (dtype, 3),
+            "measure x - base, v",
+            limit,
             "plain read",
-            |host| measured(host, Some(b), None),
-            |pool| plain_read(pool, &[&x, &base, &earlier]),
+            |host| measured(host, Some(base), None),
+            |k| {
+                let streams = [s[0].share(k), s[1].share(k), s[2].share(k)];
+                _ = black_box(unsafe { plain_read(streams) });
+            },
         );
-        // What FBCache does by default: the residual takes the place of the copied input.
-        let mut out = Stream::noise(dtype, 4);
         self.compare(
-            &name("3-stream, kept over x"),
-            (dtype, 4),
+            "measure x - base, v, kept over base",
+            limit,
             "plain loop",
-            |host| measured(host, Some(b), Some(b)),
-            |pool| plain_loop(pool, &mut out, &[&x, &base, &earlier]),
+            |host| measured(host, Some(base), Some(base)),
+            |k| unsafe { plain_over(s[2].share_mut(k), [s[0].share(k), s[1].share(k)]) },
         );
     }
 
-    fn combine(&mut self, dtype: Dtype) {
-        let weights = [1.625, -0.79167, 0.16667, 0.5];
-        let mut streams: Vec<_> = (0..6).map(|seed| Stream::noise(dtype, seed)).collect();
-        let views: Vec<_> = streams.iter_mut().map(|stream| stream.view(dtype)).collect();
-        let mut out = Stream::noise(dtype, 7);
-        for k in 0..=weights.len() {
-            let terms: Vec<_> = weights.into_iter().zip(views[1..=k].iter().copied()).collect();
-            let sources: Vec<_> = streams[..=k].iter().collect();
-            self.compare(
-                &format!("combine {dtype:?} k={k}").to_lowercase(),
-                (dtype, k + 2),
-                if k == 0 { "plain copy" } else { "plain loop" },
-                |host| host.combine(views[5], Some(views[0]), &terms, Rounding::Once),
-                |pool| plain_loop(pool, &mut out, &sources),
-            );
-        }
+    fn combine<const K: usize>(&mut self, s: &[Stream]) {
+        const WEIGHTS: [f64; 4] = [0.625, -0.79167, 0.16667, 0.5];
+        let limit = Target::AtLeast(0.9);
+        let (x, out) = (&s[0], &s[K + 1]);
+        let terms: [_; K] = std::array::from_fn(|k| (WEIGHTS[k], s[k + 1].view()));
+        let streams = |k| -> [&[u64]; K] { std::array::from_fn(|j| s[j + 1].share(k)) };
+        self.compare(
+            &format!("combine {K}, over x"),
+            limit,
+            "plain loop",
+            |host| host.combine(x.view(), Some(x.view()), &terms, Rounding::Once),
+            |k| unsafe { plain_over(x.share_mut(k), streams(k)) },
+        );
+        self.compare(
+            &format!("combine {K}, into another"),
+            limit,
+            "plain loop",
+            |host| host.combine(out.view(), None, &terms, Rounding::Once),
+            |k| unsafe { plain_into(out.share_mut(k), streams(k)) },
+        );
+    }
+
+    fn copy(&mut self, s: &[Stream]) {
+        self.compare(
+            "copy",
+            Target::AtLeast(0.9),
+            "memcpy",
+            |host| host.copy(s[1].view(), s[0].view()),
+            |k| unsafe { s[1].share_mut(k) }.copy_from_slice(s[0].share(k)),
+        );
+    }
+
+    fn ladder(&mut self, s: &[Stream]) {
+        self.compare(
+            "ladder of 2",
+            Target::AtLeast(0.9),
+            "plain loops",
+            |host| host.ladder(s[0].view(), &[s[1].view(), s[2].view()], 1, 2.0),
+            |k| unsafe {
+                let (first, second) = (s[1].share_mut(k), s[2].share_mut(k));
+                plain_ladder(s[0].share(k), first, second);
+            },
+        );
+    }
+}
+
+/// Reads two streams, writes one of them and a third.
+#[cfg_attr(target_arch = "x86_64", target_feature(enable = "avx2"))]
+fn plain_ladder(y: &[u64], first: &mut [u64], second: &mut [u64]) {
+    for ((y, first), second) in y.iter().zip(first).zip(second) {
+        *second = *y ^ *first;
+        *first = *y;
     }
 }
 
 fn main() {
-    let criterion = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_millis(700))
-        .nresamples(1000)
-        .configure_from_args();
-    let pool = rayon::ThreadPoolBuilder::new().build().expect("threads can be started");
-    let mut bench = Bench { criterion, pool, ratios: Vec::new() };
-    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
-        bench.measure(dtype);
-        bench.combine(dtype);
+    // Words that name the figures wanted: dtypes and such. All, if there are none.
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let is_wanted = |dtype: Dtype| {
+        wanted.is_empty() || wanted.iter().any(|word| *word == format!("{dtype:?}").to_lowercase())
+    };
+    for (shape, repeats) in SHAPES.into_iter().zip([15, 5]) {
+        for dtype in DTYPES.into_iter().filter(|dtype| is_wanted(*dtype)) {
+            let len = shape.iter().product();
+            let n = if shape == SHAPES[0] { 6 } else { 4 };
+            let streams: Vec<_> = (0..n).map(|k| Stream::noise(dtype, len, k)).collect();
+            for threads in [1, 2] {
+                let host = Host::new(Memory::new(None, 0), threads);
+                let mut case = Case { shape, dtype, threads, repeats, host };
+                case.measure(&streams);
+                case.combine::<1>(&streams);
+                case.combine::<2>(&streams);
+                case.copy(&streams);
+                if shape == SHAPES[0] {
+                    case.combine::<3>(&streams);
+                    case.combine::<4>(&streams);
+                    case.ladder(&streams);
+                }
+            }
+        }
     }
-    bench.criterion.final_summary();
-    println!("\nmedians of {} x {} elements:", SHAPE[0], SHAPE[1]);
-    bench.ratios.iter().for_each(|line| println!("{line}"));
 }

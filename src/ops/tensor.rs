@@ -210,6 +210,20 @@ impl View {
         }
     }
 
+    /// The address of element `start`, if `len` elements from it lie side by side.
+    pub fn contiguous(&self, start: usize, len: usize) -> Option<*mut u8> {
+        if self.is_dense() {
+            return Some(self.data.wrapping_add(start * self.dtype().size()));
+        }
+        let mut first = None;
+        self.runs(start, len, |at, address, n, stride| {
+            if at == 0 && n == len && stride == 1 {
+                first = Some(address);
+            }
+        });
+        first
+    }
+
     /// The same elements at the same places.
     pub fn is_same(&self, other: &Self) -> bool {
         self.data == other.data

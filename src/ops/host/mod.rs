@@ -1,32 +1,48 @@
 //! The operations on host memory.
 //!
-//! Every operation walks its tensors in chunks that stay in the first-level cache: load into f32,
-//! compute, store. Dtypes and strides are therefore a matter of `lanes` alone, and each formula
-//! stands here once. Blocks of elements are spread over threads; the sums come out the same for any
-//! number of them.
+//! Every operation is one pass over memory, and memory is what it waits for. `simd` knows the
+//! instruction sets, `kernels` has each formula once, for elements side by side; `stage` brings
+//! elements side by side where strides keep them apart; `pool` has the threads. The sums come out the
+//! same for any instruction set and any number of threads.
+mod kernels;
 mod lanes;
 mod low_pass;
 mod pool;
+mod simd;
+mod stage;
 
 use super::memory::{Memory, Storage};
-use super::{BLOCK, Comparison, Dtype, LANES, MAX_RUNGS, Ops, Rounding, Shape, View};
+use super::{BLOCK, Comparison, Dtype, LANES, MAX_RUNGS, MAX_TERMS, Ops, Rounding, Shape, View};
 use crate::error::Result;
 use crate::rule::Change;
-use lanes::{CHUNK, Lanes, load, store, transfer};
+use arrayvec::ArrayVec;
+use kernels::{Ladder, Measure, Sum};
+use lanes::CHUNK;
+pub use simd::Level;
+use stage::{Stage, parts};
 use std::ffi::c_void;
+use std::ops::Range;
 use std::sync::Arc;
 
 pub struct Host {
     memory: Arc<Memory>,
-    /// 0 = one per core, 1 = the calling thread only.
+    /// 0 = as many as are of use, 1 = the calling thread only.
     threads: usize,
+    level: Level,
     /// Sums of each block, kept so that measuring allocates nothing.
     sums: Vec<[f64; 3]>,
 }
 
 impl Host {
     pub fn new(memory: Arc<Memory>, threads: usize) -> Self {
-        Self { memory, threads, sums: Vec::new() }
+        let level = Level::available().last().unwrap_or(Level::Portable);
+        Self { memory, threads, level, sums: Vec::new() }
+    }
+
+    /// With an instruction set other than the best one.
+    pub fn with_level(self, level: Level) -> Self {
+        assert!(Level::available().any(|available| available == level));
+        Self { level, ..self }
     }
 }
 
@@ -48,65 +64,25 @@ impl Ops for Host {
     }
 
     fn subtract(&mut self, out: View, x: View, base: View) {
-        self.chunks(out.len(), |start, n| {
-            let (mut x_, mut base_) = (Lanes::ZERO, Lanes::ZERO);
-            load(&x, start, x_.first(n));
-            load(&base, start, base_.first(n));
-            x_.first(n).iter_mut().zip(base_.first(n)).for_each(|(x, base)| *x -= *base);
-            store(&out, start, x_.first(n));
-        });
+        self.combine(out, Some(x), &[(-1.0, base)], Rounding::Once);
     }
 
     fn combine(&mut self, out: View, x: Option<View>, terms: &[(f64, View)], rounding: Rounding) {
-        if let (Some(x), []) = (&x, terms)
-            && out.dtype() == x.dtype()
-        {
-            return self.chunks(out.len(), |start, n| transfer(&out, x, start, n));
-        }
-        if rounding == Rounding::EachTerm {
-            return self.combine_rounding(out, x, terms);
-        }
-        self.chunks(out.len(), |start, n| {
-            let (mut sum, mut term) = (Lanes::ZERO, Lanes::ZERO);
-            // With neither x nor a term before it, a first term stands alone: no 0 + c*y, which
-            // would turn -0 into 0.
-            let mut first = true;
-            if let Some(x) = &x {
-                load(x, start, sum.first(n));
-                first = false;
+        match (&x, terms) {
+            (Some(x), []) if x.dtype() == out.dtype() => {
+                pool::shares(self.threads, out.len(), |range| transfer(&out, x, range));
             }
-            for (c, y) in terms {
-                let c = *c as f32;
-                load(y, start, term.first(n));
-                let pairs = sum.first(n).iter_mut().zip(term.first(n));
-                match std::mem::take(&mut first) {
-                    true => pairs.for_each(|(sum, y)| *sum = c * *y),
-                    false => pairs.for_each(|(sum, y)| *sum += c * *y),
-                }
-            }
-            store(&out, start, sum.first(n));
-        });
+            _ => pool::shares(self.threads, out.len(), |range| {
+                combine(self.level, &out, x.as_ref(), terms, rounding, range);
+            }),
+        }
     }
 
     fn ladder(&mut self, y: View, rungs: &[View], held: usize, gap: f64) {
         assert!(held <= rungs.len() && rungs.len() <= MAX_RUNGS);
-        let (dtype, gap) = (y.dtype(), gap as f32);
-        self.chunks(y.len(), |start, n| {
-            let (mut t, mut rung) = (Lanes::ZERO, Lanes::ZERO);
-            load(&y, start, t.first(n));
-            for (k, place) in rungs.iter().enumerate().take(held + 1) {
-                if k < held {
-                    load(place, start, rung.first(n));
-                    rung.round(n, dtype);
-                }
-                store(place, start, t.first(n));
-                if k + 1 < rungs.len() && k < held {
-                    t.first(n).iter_mut().zip(rung.first(n)).for_each(|(t, rung)| *t -= *rung);
-                    t.round(n, dtype);
-                    t.first(n).iter_mut().for_each(|t| *t /= gap);
-                    t.round(n, dtype);
-                }
-            }
+        let rungs = &rungs[..rungs.len().min(held + 1)];
+        pool::shares(self.threads, y.len(), |range| {
+            ladder(self.level, &y, rungs, held, gap as f32, range);
         });
     }
 
@@ -138,45 +114,18 @@ impl Ops for Host {
 }
 
 impl Host {
-    fn combine_rounding(&self, out: View, x: Option<View>, terms: &[(f64, View)]) {
-        let dtype = out.dtype();
-        self.chunks(out.len(), |start, n| {
-            let (mut sum, mut term) = (Lanes::ZERO, Lanes::ZERO);
-            if let Some(x) = &x {
-                load(x, start, sum.first(n));
-                sum.round(n, dtype);
-            }
-            for (c, y) in terms {
-                let c = *c as f32;
-                load(y, start, term.first(n));
-                term.round(n, dtype);
-                term.first(n).iter_mut().for_each(|y| *y *= c);
-                term.round(n, dtype);
-                sum.first(n).iter_mut().zip(term.first(n)).for_each(|(sum, y)| *sum += *y);
-                sum.round(n, dtype);
-            }
-            store(&out, start, sum.first(n));
-        });
-    }
-
-    /// Calls `f(start, n)` for chunks that cover `0 .. len`, on any thread.
-    fn chunks(&self, len: usize, f: impl Fn(usize, usize) + Sync) {
-        pool::for_each(self.threads, len.div_ceil(BLOCK), |block| {
-            let end = len.min((block + 1) * BLOCK);
-            for start in (block * BLOCK..end).step_by(CHUNK) {
-                f(start, CHUNK.min(end - start));
-            }
-        });
-    }
-
     fn compare(&mut self, comparison: &Comparison, rounded: bool) -> Change {
         let len = comparison.x.len();
-        let n_blocks = len.div_ceil(BLOCK);
         self.sums.clear();
-        self.sums.resize(n_blocks, [0.0; 3]);
-        pool::fill(self.threads, &mut self.sums, |block| {
-            let start = block * BLOCK;
-            sum_block(comparison, start, BLOCK.min(len - start), rounded)
+        self.sums.resize(len.div_ceil(BLOCK), [0.0; 3]);
+        let sums = Shared(self.sums.as_mut_ptr());
+        pool::shares(self.threads, len, |range| {
+            for start in range.clone().step_by(BLOCK) {
+                let end = range.end.min(start + BLOCK);
+                let sum = sum_block(self.level, comparison, start..end, rounded);
+                // Blocks of one share belong to one thread, and there is a place for each.
+                unsafe { sums.at(start / BLOCK).write(sum) };
+            }
         });
         let [difference, value, reference] = self
             .sums
@@ -187,52 +136,124 @@ impl Host {
     }
 }
 
-/// `[sum |u - v|, sum |u|, sum |v|]` over at most [`BLOCK`] elements from `start`.
-fn sum_block(comparison: &Comparison, start: usize, len: usize, rounded: bool) -> [f64; 3] {
-    let Comparison { x, base, earlier, keep } = comparison;
-    let dtype = earlier.dtype();
-    let (mut u, mut v, mut difference) = (Lanes::ZERO, Lanes::ZERO, Lanes::ZERO);
-    let mut sums = [[0f32; LANES]; 3];
-    for offset in (0..len).step_by(CHUNK) {
-        let (at, n) = (start + offset, CHUNK.min(len - offset));
-        load(x, at, u.first(n));
-        if let Some(base) = base {
-            load(base, at, v.first(n));
-            u.first(n).iter_mut().zip(v.first(n)).for_each(|(u, base)| *u -= *base);
-            u.round(n, dtype);
-        }
-        if let Some(keep) = keep {
-            store(keep, at, u.first(n));
-        }
-        load(earlier, at, v.first(n));
-        let (u, v) = (u.first(n), v.first(n));
-        let d = difference.first(n);
-        d.iter_mut().zip(&*u).zip(&*v).for_each(|((d, u), v)| *d = *u - *v);
-        if rounded {
-            difference.round(n, dtype);
-        }
-        for (sum, terms) in sums.iter_mut().zip([difference.first(n), u, v]) {
-            for row in terms.chunks(LANES) {
-                sum.iter_mut().zip(row).for_each(|(sum, term)| *sum += term.abs());
-            }
-        }
+/// Places of which each is written by one thread.
+struct Shared<T>(*mut T);
+
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    fn at(&self, index: usize) -> *mut T {
+        self.0.wrapping_add(index)
     }
-    sums.map(|lanes| add_by_halves(&mut lanes.map(f64::from)))
 }
 
-fn add_by_halves(lanes: &mut [f64]) -> f64 {
-    match lanes {
-        [sum] => *sum,
-        _ => {
-            let (low, high) = lanes.split_at_mut(lanes.len() / 2);
-            low.iter_mut().zip(&*high).for_each(|(low, high)| *low += *high);
-            add_by_halves(low)
+// What follows is the work of one thread on its share of the elements. All views have the elements,
+// so each that a stage names is valid, as the kernels ask for, and `level` is that of a `Host`.
+
+/// `out := x`, both of one dtype: bits travel untouched.
+fn transfer(out: &View, x: &View, range: Range<usize>) {
+    let dense = out.is_dense() && x.is_dense();
+    if let (true, Some(to), Some(from)) =
+        (dense, out.contiguous(range.start, range.len()), x.contiguous(range.start, range.len()))
+    {
+        // A tensor may be copied onto itself.
+        return unsafe { to.copy_from(from, range.len() * x.dtype().size()) };
+    }
+    let mut stage = Stage::NEW;
+    for (start, n) in parts(range, false) {
+        let from = stage.read(x, start, n);
+        unsafe { stage::scatter(from.address, out, start, n) };
+    }
+}
+
+fn combine(
+    level: Level,
+    out: &View,
+    x: Option<&View>,
+    terms: &[(f64, View)],
+    rounding: Rounding,
+    range: Range<usize>,
+) {
+    let views = || [out].into_iter().chain(x).chain(terms.iter().map(|(_, y)| y));
+    let mut stages = [Stage::NEW; MAX_TERMS + 2];
+    let [out_stage, x_stage, term_stages @ ..] = &mut stages;
+    for (start, n) in parts(range, views().all(View::is_dense)) {
+        let place = out_stage.room(out, start, n);
+        let x = x.map(|x| x_stage.read(x, start, n));
+        let terms: ArrayVec<_, MAX_TERMS> = term_stages
+            .iter_mut()
+            .zip(terms)
+            .map(|(stage, (c, y))| (*c as f32, stage.read(y, start, n)))
+            .collect();
+        let each_term = rounding == Rounding::EachTerm;
+        let sum = Sum { out: place, x, terms: &terms, each_term, n };
+        unsafe { level.run(sum) };
+        out_stage.write_back(place, out, start, n);
+    }
+}
+
+fn ladder(level: Level, y: &View, rungs: &[View], held: usize, gap: f32, range: Range<usize>) {
+    let mut stages = [Stage::NEW; MAX_RUNGS + 1];
+    let [y_stage, rung_stages @ ..] = &mut stages;
+    for (start, n) in parts(range, rungs.iter().chain([y]).all(View::is_dense)) {
+        let y = y_stage.read(y, start, n);
+        let read = |(k, (stage, rung)): (usize, (&mut Stage, &View))| match k < held {
+            true => stage.read(rung, start, n),
+            false => stage.room(rung, start, n),
+        };
+        let places: ArrayVec<_, MAX_RUNGS> =
+            rung_stages.iter_mut().zip(rungs).enumerate().map(read).collect();
+        unsafe { level.run(Ladder { y, rungs: &places, gap, n }) };
+        for ((stage, rung), place) in rung_stages.iter().zip(rungs).zip(places) {
+            stage.write_back(place, rung, start, n);
         }
     }
+}
+
+/// `[sum |u - v|, sum |u|, sum |v|]` over a block.
+fn sum_block(
+    level: Level,
+    comparison: &Comparison,
+    block: Range<usize>,
+    rounded: bool,
+) -> [f64; 3] {
+    let Comparison { x, base, earlier, keep } = comparison;
+    let views = [Some(x), base.as_ref(), Some(earlier), keep.as_ref()];
+    let mut stages = [Stage::NEW; 4];
+    let [x_stage, base_stage, earlier_stage, keep_stage] = &mut stages;
+    let mut sums = [[0f32; LANES]; 3];
+    for (start, n) in parts(block, views.into_iter().flatten().all(View::is_dense)) {
+        let place = keep.as_ref().map(|keep| keep_stage.room(keep, start, n));
+        let measure = Measure {
+            x: x_stage.read(x, start, n),
+            base: base.as_ref().map(|base| base_stage.read(base, start, n)),
+            earlier: earlier_stage.read(earlier, start, n),
+            keep: place,
+            rounded,
+            n,
+            sums: &mut sums,
+        };
+        unsafe { level.run(measure) };
+        if let (Some(place), Some(keep)) = (place, keep) {
+            keep_stage.write_back(place, keep, start, n);
+        }
+    }
+    sums.map(add_by_halves)
+}
+
+fn add_by_halves(lanes: [f32; LANES]) -> f64 {
+    let mut lanes = lanes.map(f64::from);
+    let mut width = LANES / 2;
+    while width > 0 {
+        (0..width).for_each(|k| lanes[k] += lanes[k + width]);
+        width /= 2;
+    }
+    lanes[0]
 }
 
 #[cfg(test)]
 mod tests {
+    use super::lanes::{load, store};
     use super::*;
     use crate::ops::Buffer;
     use half::{bf16, f16};

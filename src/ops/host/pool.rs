@@ -1,37 +1,172 @@
-//! Work on blocks of elements, spread over threads: one pool for the process, started when a
-//! tensor is first large enough to need it.
+//! Threads for work on large tensors: one pool for the process, which grows to the most threads that
+//! were asked for.
+//!
+//! * The caller takes part, and alone does what is small: nothing is started or woken for it.
+//! * Share `k` of a tensor is always the same elements, and worker `k`'s: what the library keeps is
+//!   first touched, and thereby placed, by the thread that will use it.
+//! * Who finds the pool at work for another cache works alone, and so does a process that was forked
+//!   from the one whose threads they are.
+//! * Nobody spins, and a job allocates nothing.
+//!
+//! Why not rayon: its shares go to whoever is free, and its idle threads spin before they sleep.
+use super::BLOCK;
 use once_cell::sync::Lazy;
-use rayon::prelude::*;
+use std::any::Any;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
-/// Fewer blocks than this stay on the calling thread: waking a worker costs more than the work.
-const SMALL: usize = 32;
+/// Blocks of a share at least: for fewer, waking a thread costs more than it saves. `benches/ops.rs`
+/// shows where that is.
+const SHARE: usize = 16;
 
-/// `None` if no thread could be started, as in a process at its limit.
-static POOL: Lazy<Option<rayon::ThreadPool>> = Lazy::new(|| {
-    let builder = rayon::ThreadPoolBuilder::new();
-    builder.thread_name(|index| format!("diffcache-{index}")).build().ok()
-});
+/// Threads at most, if none are asked for: more do not get more out of memory.
+const ENOUGH: usize = 16;
 
-/// `f(0)`, `f(1)`, ... into `out`. `threads` is 0 for one per core, 1 for the caller alone.
-pub fn fill<T: Send>(threads: usize, out: &mut [T], f: impl Fn(usize) -> T + Sync) {
-    let n = out.len();
-    let fill = |first: usize, part: &mut [T]| {
-        part.iter_mut().zip(first..).for_each(|(out, index)| *out = f(index));
-    };
-    let pool = if threads == 1 || n < SMALL { None } else { POOL.as_ref() };
-    let Some(pool) = pool.filter(|pool| pool.current_num_threads() > 1) else {
-        return fill(0, out);
-    };
-    let threads = if threads == 0 { pool.current_num_threads() } else { threads };
-    let share = n.div_ceil(threads);
-    pool.install(|| {
-        let parts = out.par_chunks_mut(share).enumerate();
-        parts.for_each(|(part, out)| fill(part * share, out));
+/// The work on elements `0 .. len`, in as many shares as there are threads, each of whole blocks.
+/// `threads` is 0 for as many as are of use, 1 for the caller alone.
+pub fn shares(threads: usize, len: usize, f: impl Fn(Range<usize>) + Sync) {
+    let n_blocks = len.div_ceil(BLOCK);
+    divide(threads, n_blocks, SHARE, |blocks| {
+        f(blocks.start * BLOCK..len.min(blocks.end * BLOCK));
     });
 }
 
-/// Calls `f` once for each of `0 .. n`; `threads` as in [`fill`].
+/// Calls `f` once for each of `0 .. n`, which are much work each; `threads` as in [`shares`].
 pub fn for_each(threads: usize, n: usize, f: impl Fn(usize) + Sync) {
-    // A slice of units occupies no memory, whatever its length.
-    fill(threads, &mut vec![(); n], f);
+    divide(threads, n, 1, |units| units.for_each(&f));
+}
+
+fn divide(threads: usize, n: usize, least: usize, f: impl Fn(Range<usize>) + Sync) {
+    static SENSIBLE: Lazy<usize> =
+        Lazy::new(|| std::thread::available_parallelism().map_or(1, |n| n.get().min(ENOUGH)));
+    let most = n / least;
+    if threads == 1 || most < 2 {
+        return f(0..n);
+    }
+    let threads = if threads == 0 { *SENSIBLE } else { threads }.min(most);
+    let share = n.div_ceil(threads);
+    run(n.div_ceil(share), &|k| f(k * share..n.min((k + 1) * share)), || f(0..n));
+}
+
+// ---- the pool ----
+
+type Job<'a> = dyn Fn(usize) + Sync + 'a;
+
+/// A job that waits for a worker. The caller does not return before it is done.
+#[derive(Clone, Copy)]
+struct Work(*const Job<'static>);
+
+// A `Job` may be used from any thread.
+unsafe impl Send for Work {}
+
+#[derive(Default)]
+struct Worker {
+    work: Mutex<Option<Work>>,
+    given: Condvar,
+}
+
+#[derive(Default)]
+struct Pool {
+    /// The process whose threads they are.
+    process: u32,
+    /// Number `k` does share `k + 1`.
+    workers: Vec<Arc<Worker>>,
+}
+
+/// Held by who has a job in hand.
+static POOL: Mutex<Pool> = Mutex::new(Pool { process: 0, workers: Vec::new() });
+
+#[derive(Default)]
+struct Progress {
+    /// Shares that workers have not done yet.
+    left: usize,
+    panic: Option<Box<dyn Any + Send>>,
+}
+
+static PROGRESS: Mutex<Progress> = Mutex::new(Progress { left: 0, panic: None });
+static DONE: Condvar = Condvar::new();
+
+/// `job(0)`, ... `job(n - 1)`, each on a thread of its own; or `alone`, if the pool cannot be had.
+fn run(n: usize, job: &Job<'_>, alone: impl Fn()) {
+    let mut pool = match POOL.try_lock() {
+        Ok(pool) => pool,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => return alone(),
+    };
+    if n < 2 || !pool.grow(n - 1) {
+        drop(pool);
+        return alone();
+    }
+    lock(&PROGRESS).left = n - 1;
+    // The workers are done with it when this function returns.
+    let work = Work(unsafe { std::mem::transmute::<&Job<'_>, &Job<'static>>(job) });
+    for worker in &pool.workers[..n - 1] {
+        *lock(&worker.work) = Some(work);
+        worker.given.notify_one();
+    }
+    let own = catch_unwind(AssertUnwindSafe(|| job(0)));
+    let mut progress = lock(&PROGRESS);
+    while progress.left > 0 {
+        progress = DONE.wait(progress).unwrap_or_else(PoisonError::into_inner);
+    }
+    let panic = progress.panic.take();
+    drop(progress);
+    drop(pool);
+    if let Some(panic) = own.err().or(panic) {
+        resume_unwind(panic);
+    }
+}
+
+impl Pool {
+    /// Are there as many workers?
+    fn grow(&mut self, n: usize) -> bool {
+        let process = std::process::id();
+        if self.workers.is_empty() {
+            self.process = process;
+        }
+        if self.process != process {
+            return false;
+        }
+        while self.workers.len() < n {
+            let worker = Arc::<Worker>::default();
+            let index = self.workers.len() + 1;
+            let thread = std::thread::Builder::new().name(format!("diffcache-{index}"));
+            let own = worker.clone();
+            if thread.spawn(move || own.serve(index)).is_err() {
+                return false;
+            }
+            self.workers.push(worker);
+        }
+        true
+    }
+}
+
+impl Worker {
+    fn serve(&self, share: usize) {
+        loop {
+            let mut work = lock(&self.work);
+            let job = loop {
+                match work.take() {
+                    Some(Work(job)) => break job,
+                    None => work = self.given.wait(work).unwrap_or_else(PoisonError::into_inner),
+                }
+            };
+            drop(work);
+            // The caller waits until `left` is 0.
+            let result = catch_unwind(AssertUnwindSafe(|| unsafe { (*job)(share) }));
+            let mut progress = lock(&PROGRESS);
+            progress.left -= 1;
+            if let Err(panic) = result {
+                progress.panic = Some(panic);
+            }
+            if progress.left == 0 {
+                DONE.notify_one();
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,100 @@
+//! Elements side by side, whatever the strides of their view: in place where they lie so, else by way
+//! of a buffer that stays in the first-level cache. A last few elements that are no whole group of
+//! lanes take the same way, so that the formulas have no tails.
+use super::kernels::Elements;
+use crate::ops::{Dtype, LANES, View};
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+/// Elements of a buffer: those of all operands fit the first-level cache. A multiple of [`LANES`].
+const CHUNK: usize = 512;
+
+/// Cuts a range into parts, each a start and a length, that a [`Stage`] can hold, or that are in
+/// place if the views are dense.
+pub fn parts(range: Range<usize>, dense: bool) -> impl Iterator<Item = (usize, usize)> {
+    let mut start = range.start;
+    std::iter::from_fn(move || {
+        let left = range.end - start;
+        let whole = left - left % LANES;
+        let n = if dense && whole > 0 { whole } else { left.min(CHUNK) };
+        start += n;
+        (n > 0).then_some((start - n, n))
+    })
+}
+
+#[repr(align(64))]
+pub struct Stage(MaybeUninit<[u8; 4 * CHUNK]>);
+
+impl Stage {
+    pub const NEW: Self = Self(MaybeUninit::uninit());
+
+    /// Elements `start .. start + n` of `view`, and zeros up to a whole group.
+    pub fn read(&mut self, view: &View, start: usize, n: usize) -> Elements {
+        let elements = self.room(view, start, n);
+        let buffer = self.0.as_mut_ptr().cast::<u8>();
+        if elements.address == buffer {
+            let size = view.dtype().size();
+            // `View`'s contract makes the elements readable, and the buffer has room for them.
+            unsafe {
+                gather(view, start, n, buffer);
+                let padding = n.next_multiple_of(LANES) - n;
+                buffer.add(n * size).write_bytes(0, padding * size);
+            }
+        }
+        elements
+    }
+
+    /// Where they are to be written, before [`write_back`](Self::write_back).
+    pub fn room(&mut self, view: &View, start: usize, n: usize) -> Elements {
+        let place = view.contiguous(start, n).filter(|_| n.is_multiple_of(LANES));
+        debug_assert!(place.is_some() || n <= CHUNK);
+        Elements { address: place.unwrap_or(self.0.as_mut_ptr().cast()), dtype: view.dtype() }
+    }
+
+    /// Brings what was written at `from` to where it belongs, unless it is there.
+    pub fn write_back(&self, from: Elements, view: &View, start: usize, n: usize) {
+        if from.address.cast_const() == self.0.as_ptr().cast() {
+            // `View`'s contract makes the elements writable; they were written to the buffer.
+            unsafe { scatter(from.address, view, start, n) };
+        }
+    }
+}
+
+/// # Safety
+/// `to` has room for the elements.
+unsafe fn gather(view: &View, start: usize, n: usize, to: *mut u8) {
+    let size = view.dtype().size();
+    view.runs(start, n, |at, address, n, stride| unsafe {
+        let to = to.add(at * size);
+        match (stride, view.dtype()) {
+            (1, _) => to.copy_from_nonoverlapping(address, n * size),
+            (_, Dtype::F32) => step::<u32>(address, stride, to, 1, n),
+            (_, Dtype::F16 | Dtype::Bf16) => step::<u16>(address, stride, to, 1, n),
+        }
+    });
+}
+
+/// # Safety
+/// The elements can be read at `from`, and are apart from those of the view.
+pub unsafe fn scatter(from: *const u8, view: &View, start: usize, n: usize) {
+    let size = view.dtype().size();
+    view.runs(start, n, |at, address, n, stride| unsafe {
+        let from = from.add(at * size);
+        match (stride, view.dtype()) {
+            (1, _) => address.copy_from_nonoverlapping(from, n * size),
+            (_, Dtype::F32) => step::<u32>(from, 1, address, stride, n),
+            (_, Dtype::F16 | Dtype::Bf16) => step::<u16>(from, 1, address, stride, n),
+        }
+    });
+}
+
+/// # Safety
+/// The elements, so many apart, can be read and written. Addresses need not be aligned.
+unsafe fn step<T>(from: *const u8, from_stride: usize, to: *mut u8, to_stride: usize, n: usize) {
+    let (from, to) = (from.cast::<T>(), to.cast::<T>());
+    for i in 0..n {
+        unsafe {
+            to.add(i * to_stride).write_unaligned(from.add(i * from_stride).read_unaligned())
+        };
+    }
+}
