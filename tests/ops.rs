@@ -6,9 +6,9 @@ mod support;
 
 use diffcache::ops::any::Any;
 use diffcache::ops::cuda::Cuda;
-use diffcache::ops::host::Host;
+use diffcache::ops::host::{Host, Level};
 use diffcache::ops::memory::Memory;
-use diffcache::ops::{Comparison, MAX_RUNGS, Ops, Rounding, Sum, View};
+use diffcache::ops::{Comparison, MAX_RUNGS, MAX_TERMS, Ops, Rounding, Sum, View};
 use diffcache::rule::Change;
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -501,6 +501,78 @@ fn a_measurement_comes_out_the_same_every_time() {
     let first = measure();
     assert!(first.iter().all(|other| *other == first[0]));
     assert!((0..5).all(|_| measure() == first));
+}
+
+// ---- instruction sets ----
+
+/// What all operations leave in `tensors`, as bytes of every one, and the sums.
+fn all_operations(
+    host: &mut Host,
+    tensors: &[Tensor],
+    rounding: Rounding,
+) -> (Vec<Vec<u8>>, Vec<u64>) {
+    let v = views(tensors);
+    let mut sums = Vec::new();
+    for kept in KEPT {
+        let pending = host.measure(&[kept.comparison(&v)], rounding == Rounding::EachTerm);
+        let change = host.read(pending);
+        sums.extend([change.difference, change.value, change.reference].map(f64::to_bits));
+    }
+    let terms: Vec<_> = (0..MAX_TERMS).map(|k| (weight(k as u64), v[k % 3])).collect();
+    for n in [0, 1, 2, 3, 4, 5, MAX_TERMS] {
+        host.combine(v[4], Some(v[3]), &terms[..n], rounding);
+        host.combine(v[3], None, &terms[..n.max(1)], rounding);
+        host.combine(v[4], Some(v[4]), &terms[..n], rounding);
+    }
+    host.subtract(v[2], v[0], v[1]);
+    host.ladder(v[0], &v[1..4], 2, 3.0);
+    host.copy(v[4], v[1]);
+    (tensors.iter().map(Tensor::bytes).collect(), sums)
+}
+
+/// NaN, infinities and numbers below the normal ones among them; tails of every kind; each dtype
+/// alone and with others. A NaN is a NaN.
+#[test]
+fn every_instruction_set_gives_the_same_bits() {
+    let dtypes = DTYPES.into_iter().map(|dtype| [dtype; 5]);
+    let mixed = DTYPES.into_iter().zip([[0, 1, 1, 2, 0], [2, 0, 0, 1, 1], [1, 2, 2, 0, 2]]);
+    let mixed = mixed.map(|(_, order)| order.map(|k: usize| DTYPES[k]));
+    let lengths = [1, 7, 31, 32, 33, 100, 4095, 4096, 4128, 8191, 9000];
+    for (dtypes, content) in
+        dtypes.chain(mixed).flat_map(|d| [(d, Content::Tame), (d, Content::Wild)])
+    {
+        for (k, length) in lengths.into_iter().enumerate() {
+            for layout in [Layout::Dense, Layout::Odd, Layout::Pitched, Layout::Spread] {
+                let specs = dtypes.map(|dtype| Spec { dtype, layout, content, seed: k as u64 });
+                let seeded =
+                    specs.iter().zip(0..).map(|(spec, n)| Spec { seed: spec.seed + n, ..*spec });
+                let specs: Vec<_> = seeded.collect();
+                for rounding in [Rounding::Once, Rounding::EachTerm] {
+                    let results: Vec<_> = Level::available()
+                        .map(|level| {
+                            let tensors = tensors(&specs, [1, 1, length]);
+                            let mut host = one_thread().with_level(level);
+                            (level, all_operations(&mut host, &tensors, rounding))
+                        })
+                        .collect();
+                    let (_, (expected, sums)) = &results[0];
+                    for (level, (bytes, got)) in &results[1..] {
+                        let what = format!("{level:?} {dtypes:?} {layout:?} {length}");
+                        for ((bytes, expected), dtype) in bytes.iter().zip(expected).zip(dtypes) {
+                            let bits = |bytes| {
+                                let tame = |x: f32| if x.is_nan() { f32::NAN } else { x }.to_bits();
+                                values_of(dtype, bytes).into_iter().map(tame).collect::<Vec<_>>()
+                            };
+                            assert_eq!(bits(bytes), bits(expected), "{what}");
+                        }
+                        let tame =
+                            |bits: &u64| Some(*bits).filter(|b| !f64::from_bits(*b).is_nan());
+                        assert!(got.iter().map(tame).eq(sums.iter().map(tame)), "{what}");
+                    }
+                }
+            }
+        }
+    }
 }
 
 // ---- low frequencies ----

@@ -4,7 +4,6 @@
 //! and `r + 1` of the columns (the others are their mirror images, since the plane is real): two
 //! short sums along each axis, there and back. In f64, so the order of the sums does not show.
 use super::super::View;
-use super::lanes::{load, store};
 use super::pool;
 use std::f64::consts::TAU;
 
@@ -94,15 +93,14 @@ fn low_pass(plane: &mut [f32], width: usize, r: usize, rows: &Waves, columns: &W
 }
 
 fn load_all(view: &View, start: usize, out: &mut [f32]) {
-    for (k, part) in out.chunks_mut(super::CHUNK).enumerate() {
-        load(view, start + k * super::CHUNK, part);
-    }
+    // The view is dense f32, and its contract makes the elements readable.
+    let from = view.address().wrapping_add(4 * start);
+    unsafe { out.as_mut_ptr().cast::<u8>().copy_from(from, size_of_val(out)) };
 }
 
 fn store_all(view: &View, start: usize, x: &[f32]) {
-    for (k, part) in x.chunks(super::CHUNK).enumerate() {
-        store(view, start + k * super::CHUNK, part);
-    }
+    let to = view.address().wrapping_add(4 * start);
+    unsafe { to.copy_from(x.as_ptr().cast(), size_of_val(x)) };
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@
 //! elements side by side where strides keep them apart; `pool` has the threads. The sums come out the
 //! same for any instruction set and any number of threads.
 mod kernels;
-mod lanes;
 mod low_pass;
 mod pool;
 mod simd;
@@ -17,7 +16,6 @@ use crate::error::Result;
 use crate::rule::Change;
 use arrayvec::ArrayVec;
 use kernels::{Ladder, Measure, Sum};
-use lanes::CHUNK;
 pub use simd::Level;
 use stage::{Stage, parts};
 use std::ffi::c_void;
@@ -120,12 +118,9 @@ impl Host {
         self.sums.resize(len.div_ceil(BLOCK), [0.0; 3]);
         let sums = Shared(self.sums.as_mut_ptr());
         pool::shares(self.threads, len, |range| {
-            for start in range.clone().step_by(BLOCK) {
-                let end = range.end.min(start + BLOCK);
-                let sum = sum_block(self.level, comparison, start..end, rounded);
-                // Blocks of one share belong to one thread, and there is a place for each.
-                unsafe { sums.at(start / BLOCK).write(sum) };
-            }
+            // A share is of whole blocks, so these places are this thread's alone.
+            let sums = unsafe { sums.part(range.start / BLOCK, range.len().div_ceil(BLOCK)) };
+            measure(self.level, comparison, rounded, range, sums);
         });
         let [difference, value, reference] = self
             .sums
@@ -142,10 +137,16 @@ struct Shared<T>(*mut T);
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
-    fn at(&self, index: usize) -> *mut T {
-        self.0.wrapping_add(index)
+    /// # Safety
+    /// The places exist, and nobody else uses them.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn part(&self, first: usize, n: usize) -> &mut [T] {
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(first), n) }
     }
 }
+
+/// Elements of a stage where there may be many: those of all operands fit the first-level cache.
+const ROOM: usize = 512;
 
 // What follows is the work of one thread on its share of the elements. All views have the elements,
 // so each that a stage names is valid, as the kernels ask for, and `level` is that of a `Host`.
@@ -159,8 +160,8 @@ fn transfer(out: &View, x: &View, range: Range<usize>) {
         // A tensor may be copied onto itself.
         return unsafe { to.copy_from(from, range.len() * x.dtype().size()) };
     }
-    let mut stage = Stage::NEW;
-    for (start, n) in parts(range, false) {
+    let mut stage = Stage::<ROOM>::NEW;
+    for (start, n) in parts(range, false, LANES, ROOM) {
         let from = stage.read(x, start, n);
         unsafe { stage::scatter(from.address, out, start, n) };
     }
@@ -175,9 +176,9 @@ fn combine(
     range: Range<usize>,
 ) {
     let views = || [out].into_iter().chain(x).chain(terms.iter().map(|(_, y)| y));
-    let mut stages = [Stage::NEW; MAX_TERMS + 2];
+    let mut stages = [Stage::<ROOM>::NEW; MAX_TERMS + 2];
     let [out_stage, x_stage, term_stages @ ..] = &mut stages;
-    for (start, n) in parts(range, views().all(View::is_dense)) {
+    for (start, n) in parts(range, views().all(View::is_dense), LANES, ROOM) {
         let place = out_stage.room(out, start, n);
         let x = x.map(|x| x_stage.read(x, start, n));
         let terms: ArrayVec<_, MAX_TERMS> = term_stages
@@ -193,11 +194,11 @@ fn combine(
 }
 
 fn ladder(level: Level, y: &View, rungs: &[View], held: usize, gap: f32, range: Range<usize>) {
-    let mut stages = [Stage::NEW; MAX_RUNGS + 1];
+    let mut stages = [Stage::<ROOM>::NEW; MAX_RUNGS + 1];
     let [y_stage, rung_stages @ ..] = &mut stages;
-    for (start, n) in parts(range, rungs.iter().chain([y]).all(View::is_dense)) {
+    for (start, n) in parts(range, rungs.iter().chain([y]).all(View::is_dense), LANES, ROOM) {
         let y = y_stage.read(y, start, n);
-        let read = |(k, (stage, rung)): (usize, (&mut Stage, &View))| match k < held {
+        let read = |(k, (stage, rung)): (usize, (&mut Stage<ROOM>, &View))| match k < held {
             true => stage.read(rung, start, n),
             false => stage.room(rung, start, n),
         };
@@ -210,19 +211,21 @@ fn ladder(level: Level, y: &View, rungs: &[View], held: usize, gap: f32, range: 
     }
 }
 
-/// `[sum |u - v|, sum |u|, sum |v|]` over a block.
-fn sum_block(
+/// The sums of each block of the range.
+fn measure(
     level: Level,
     comparison: &Comparison,
-    block: Range<usize>,
     rounded: bool,
-) -> [f64; 3] {
+    range: Range<usize>,
+    sums: &mut [[f64; 3]],
+) {
     let Comparison { x, base, earlier, keep } = comparison;
     let views = [Some(x), base.as_ref(), Some(earlier), keep.as_ref()];
-    let mut stages = [Stage::NEW; 4];
+    let dense = views.into_iter().flatten().all(View::is_dense);
+    let mut stages = [Stage::<BLOCK>::NEW; 4];
     let [x_stage, base_stage, earlier_stage, keep_stage] = &mut stages;
-    let mut sums = [[0f32; LANES]; 3];
-    for (start, n) in parts(block, views.into_iter().flatten().all(View::is_dense)) {
+    let first = range.start;
+    for (start, n) in parts(range, dense, BLOCK, BLOCK) {
         let place = keep.as_ref().map(|keep| keep_stage.room(keep, start, n));
         let measure = Measure {
             x: x_stage.read(x, start, n),
@@ -231,29 +234,17 @@ fn sum_block(
             keep: place,
             rounded,
             n,
-            sums: &mut sums,
+            sums: &mut sums[(start - first) / BLOCK..][..n.div_ceil(BLOCK)],
         };
         unsafe { level.run(measure) };
         if let (Some(place), Some(keep)) = (place, keep) {
             keep_stage.write_back(place, keep, start, n);
         }
     }
-    sums.map(add_by_halves)
-}
-
-fn add_by_halves(lanes: [f32; LANES]) -> f64 {
-    let mut lanes = lanes.map(f64::from);
-    let mut width = LANES / 2;
-    while width > 0 {
-        (0..width).for_each(|k| lanes[k] += lanes[k + width]);
-        width /= 2;
-    }
-    lanes[0]
 }
 
 #[cfg(test)]
 mod tests {
-    use super::lanes::{load, store};
     use super::*;
     use crate::ops::Buffer;
     use half::{bf16, f16};
@@ -265,13 +256,18 @@ mod tests {
     fn buffer(host: &mut Host, dtype: Dtype, values: &[f32]) -> Storage {
         let view = unsafe { View::strided(std::ptr::null_mut(), dtype, &[values.len()], &[1]) };
         let buffer = host.alloc(view.shape()).expect("memory");
-        store(&buffer.view(), 0, values);
+        let f32s = unsafe {
+            View::strided(values.as_ptr().cast_mut().cast(), Dtype::F32, &[values.len()], &[1])
+        };
+        host.copy(buffer.view(), f32s);
         buffer
     }
 
     fn values(buffer: &Storage) -> Vec<f32> {
-        let mut values = vec![0.0; buffer.view().len()];
-        load(&buffer.view(), 0, &mut values);
+        let mut values = vec![0f32; buffer.view().len()];
+        let f32s =
+            unsafe { View::strided(values.as_mut_ptr().cast(), Dtype::F32, &[values.len()], &[1]) };
+        host().copy(f32s, buffer.view());
         values
     }
 

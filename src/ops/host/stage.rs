@@ -6,26 +6,29 @@ use crate::ops::{Dtype, LANES, View};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Elements of a buffer: those of all operands fit the first-level cache. A multiple of [`LANES`].
-const CHUNK: usize = 512;
-
-/// Cuts a range into parts, each a start and a length, that a [`Stage`] can hold, or that are in
-/// place if the views are dense.
-pub fn parts(range: Range<usize>, dense: bool) -> impl Iterator<Item = (usize, usize)> {
+/// Cuts a range into parts, each a start and a length: as many whole groups of `unit` as there are, if
+/// the views are `dense` and the elements therefore in place; else what a [`Stage`] of `room` can hold.
+pub fn parts(
+    range: Range<usize>,
+    dense: bool,
+    unit: usize,
+    room: usize,
+) -> impl Iterator<Item = (usize, usize)> {
     let mut start = range.start;
     std::iter::from_fn(move || {
         let left = range.end - start;
-        let whole = left - left % LANES;
-        let n = if dense && whole > 0 { whole } else { left.min(CHUNK) };
+        let whole = left - left % unit;
+        let n = if dense && whole > 0 { whole } else { left.min(room) };
         start += n;
         (n > 0).then_some((start - n, n))
     })
 }
 
+/// A buffer for so many elements, a multiple of [`LANES`].
 #[repr(align(64))]
-pub struct Stage(MaybeUninit<[u8; 4 * CHUNK]>);
+pub struct Stage<const ROOM: usize>(MaybeUninit<[f32; ROOM]>);
 
-impl Stage {
+impl<const ROOM: usize> Stage<ROOM> {
     pub const NEW: Self = Self(MaybeUninit::uninit());
 
     /// Elements `start .. start + n` of `view`, and zeros up to a whole group.
@@ -47,7 +50,7 @@ impl Stage {
     /// Where they are to be written, before [`write_back`](Self::write_back).
     pub fn room(&mut self, view: &View, start: usize, n: usize) -> Elements {
         let place = view.contiguous(start, n).filter(|_| n.is_multiple_of(LANES));
-        debug_assert!(place.is_some() || n <= CHUNK);
+        debug_assert!(place.is_some() || n <= ROOM);
         Elements { address: place.unwrap_or(self.0.as_mut_ptr().cast()), dtype: view.dtype() }
     }
 

@@ -23,7 +23,7 @@ use crate::ops::{Dtype, LANES};
 /// An instruction set.
 ///
 /// # Safety
-/// All functions may be called only where the processor has the instruction set, and are meant to be
+/// All functions but `prefetch` may be called only where the processor has the instruction set, and are meant to be
 /// inlined into code that is compiled for it. Addresses need not be aligned; they must be valid for
 /// [`LANES`] elements.
 pub trait Simd: Copy {
@@ -31,6 +31,19 @@ pub trait Simd: Copy {
     type Lanes: Copy;
 
     unsafe fn splat(x: f32) -> Self::Lanes;
+
+    /// Asks for a line of memory, which need not exist.
+    #[inline(always)]
+    fn prefetch(address: *const u8) {
+        #[cfg(target_arch = "x86_64")]
+        // SSE is part of x86-64.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(address.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = address;
+    }
 
     unsafe fn load_f32(from: *const u8) -> Self::Lanes;
     unsafe fn load_f16(from: *const u8) -> Self::Lanes;
