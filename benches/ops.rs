@@ -3,6 +3,7 @@
 //!
 //! Also beside the loops of a C++ engine that caches for itself: one element at a time, converted by a
 //! function call each.
+#[allow(dead_code)] // not every program has figures of every kind
 mod figures;
 
 use diffcache::ops::host::Host;
@@ -247,7 +248,99 @@ fn plain_ladder(y: &[u64], first: &mut [u64], second: &mut [u64]) {
     }
 }
 
+// ---- the loops of an engine that caches for itself ----
+
+/// One element at a time, as C++ compiles it: sums of f32 are added in the order they are written.
+fn scalar_change(u: &[u64], v: &[u64], dtype: Dtype) -> [f32; 3] {
+    fn sums<T: Copy>(u: &[u64], v: &[u64], value: impl Fn(T) -> f32) -> [f32; 3] {
+        // Words are aligned for elements, of which any bits are a value.
+        let [(_, u, _), (_, v, _)] = unsafe { [u.align_to::<T>(), v.align_to::<T>()] };
+        let mut sums = [0f32; 3];
+        for (u, v) in u.iter().zip(v) {
+            let (u, v) = (value(*u), value(*v));
+            sums[0] += (u - v).abs();
+            sums[1] += u.abs();
+            sums[2] += v.abs();
+        }
+        sums
+    }
+    match dtype {
+        Dtype::F32 => sums(u, v, |x: f32| x),
+        Dtype::F16 => sums(u, v, f16::to_f32),
+        Dtype::Bf16 => sums(u, v, bf16::to_f32),
+    }
+}
+
+/// `x += c * y`, the same way.
+fn scalar_add(x: &mut [u64], y: &[u64], c: f32, dtype: Dtype) {
+    fn add<T: Copy>(
+        (x, y, c): (&mut [u64], &[u64], f32),
+        value: impl Fn(T) -> f32,
+        element: impl Fn(f32) -> T,
+    ) {
+        let ((_, x, _), (_, y, _)) = unsafe { (x.align_to_mut::<T>(), y.align_to::<T>()) };
+        for (x, y) in x.iter_mut().zip(y) {
+            *x = element(value(*x) + c * value(*y));
+        }
+    }
+    match dtype {
+        Dtype::F32 => add((x, y, c), |x: f32| x, |x| x),
+        Dtype::F16 => add((x, y, c), f16::to_f32, f16::from_f32),
+        Dtype::Bf16 => add((x, y, c), bf16::to_f32, bf16::from_f32),
+    }
+}
+
+impl Case {
+    fn scalar(&mut self, s: &[Stream]) {
+        let (x, y, dtype) = (s[0].view(), s[1].view(), self.dtype);
+        let at_least = |fair: bool| if fair { Target::AtLeast(4.0) } else { Target::None };
+        // In f32 the scalar loop gets half of what memory can do, so nothing could be 4 times as fast.
+        self.compare(
+            "measure u, v",
+            at_least(dtype != Dtype::F32),
+            "scalar loop",
+            |host| {
+                let comparison = Comparison { x, base: None, earlier: y, keep: None };
+                let pending = host.measure(&[comparison], false);
+                black_box(host.read(pending));
+            },
+            |k| _ = black_box(scalar_change(s[0].share(k), s[1].share(k), dtype)),
+        );
+        // But for f16 the compiler makes vectors of this loop too, and it waits for memory.
+        self.compare(
+            "combine 1, over x",
+            at_least(dtype == Dtype::F16),
+            "scalar loop",
+            |host| host.combine(x, Some(x), &[(0.625, y)], Rounding::Once),
+            |k| unsafe { scalar_add(s[0].share_mut(k), s[1].share(k), 0.625, dtype) },
+        );
+    }
+}
+
+/// What a second thread is worth from where the pool uses it: `SHARE` in `pool` is set so that it
+/// loses nothing, and can be made smaller to see where it would.
+fn crossover() {
+    for blocks in [256, 512, 1024, 2048] {
+        let streams: Vec<_> =
+            (0..2).map(|k| Stream::noise(Dtype::Bf16, blocks * 4096, k)).collect();
+        let hosts = [1, 2].map(|threads| Host::new(Memory::new(None, 0), threads));
+        let [mut one, mut two] = hosts;
+        let measure = |host: &mut Host| {
+            for _ in 0..20 {
+                let (x, earlier) = (streams[0].view(), streams[1].view());
+                let pending =
+                    host.measure(&[Comparison { x, base: None, earlier, keep: None }], false);
+                black_box(host.read(pending));
+            }
+        };
+        let ratio = faster(41, || measure(&mut two), || measure(&mut one));
+        let figure = format!("measure, bf16, {blocks} blocks of 4096, 2 threads");
+        report("host ops", &figure, ratio, "x", Target::None, "1 thread");
+    }
+}
+
 fn main() {
+    crossover();
     // Words that name the figures wanted: dtypes and such. All, if there are none.
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
@@ -270,6 +363,7 @@ fn main() {
                     case.combine::<3>(&streams);
                     case.combine::<4>(&streams);
                     case.ladder(&streams);
+                    case.scalar(&streams);
                 }
             }
         }

@@ -31,7 +31,8 @@ impl Spread {
 /// How many times as fast as `rival` `own` is. They are timed in turn, so that a noisy machine is
 /// noisy for both.
 pub fn faster(repeats: usize, mut own: impl FnMut(), mut rival: impl FnMut()) -> Spread {
-    (own(), rival());
+    own();
+    rival();
     Spread::of((0..repeats).map(|_| {
         let own = timed(&mut own);
         timed(&mut rival) / own

@@ -18,7 +18,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// Blocks of a share at least: for fewer, waking a thread costs more than it saves. `benches/ops.rs`
 /// shows where that is.
-const SHARE: usize = 16;
+const SHARE: usize = 128;
 
 /// Threads at most, if none are asked for: more do not get more out of memory.
 const ENOUGH: usize = 16;
@@ -169,4 +169,64 @@ impl Worker {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    #[test]
+    fn every_unit_is_done_once_whatever_the_threads() {
+        for threads in [0, 1, 2, 3, 40] {
+            for n in [0, 1, 2, 7, 100] {
+                let done: Vec<_> = (0..n).map(|_| AtomicUsize::new(0)).collect();
+                for_each(threads, n, |k| _ = done[k].fetch_add(1, Relaxed));
+                assert!(done.iter().all(|done| done.load(Relaxed) == 1));
+            }
+        }
+    }
+
+    #[test]
+    fn shares_are_whole_blocks() {
+        let len = 100 * BLOCK + 7;
+        let sum = AtomicUsize::new(0);
+        shares(3, len, |range| {
+            assert!(range.start.is_multiple_of(BLOCK));
+            assert!(range.end == len || range.end.is_multiple_of(BLOCK));
+            sum.fetch_add(range.len(), Relaxed);
+        });
+        assert_eq!(sum.load(Relaxed), len);
+    }
+
+    #[test]
+    fn a_panic_in_any_share_reaches_the_caller_and_the_pool_lives_on() {
+        for at in 0..4 {
+            let work = || for_each(4, 4, |k| assert_ne!(k, at));
+            assert!(catch_unwind(work).is_err());
+        }
+        every_unit_is_done_once_whatever_the_threads();
+    }
+
+    #[test]
+    fn work_within_work_is_done_by_who_asks_for_it() {
+        let done = AtomicUsize::new(0);
+        for_each(2, 2, |_| for_each(2, 5, |_| _ = done.fetch_add(1, Relaxed)));
+        assert_eq!(done.load(Relaxed), 10);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_forked_process_works_alone() {
+        for_each(2, 2, |_| {});
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let done = AtomicUsize::new(0);
+            for_each(2, 6, |_| _ = done.fetch_add(1, Relaxed));
+            unsafe { libc::_exit(i32::from(done.load(Relaxed) != 6)) };
+        }
+        let mut status = -1;
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert_eq!(status, 0);
+    }
 }
