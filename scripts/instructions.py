@@ -22,7 +22,7 @@ FOLDER = SOURCE / "tests" / "instructions"
 TABLE = FOLDER / "table.tsv"
 HEAD = "call\tinstructions"
 
-FEW, MANY = 20, 220
+FEW, MANY = 20, 120
 # Share by which a call may exceed the table, and instructions that are never worth a failure.
 TOLERANCE, SLACK = 0.03, 6
 

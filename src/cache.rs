@@ -14,21 +14,22 @@ mod tensors;
 mod uncond;
 
 use crate::error::{Error, Result, bail};
-use crate::group::{Group, Layout, Setting, Unit, bytes_of, rows_of};
+use crate::group::{Group, Layout, Members, Setting, Unit, bytes_of, rows_of};
 use crate::guidance::Guidance;
-use crate::history::MAX_TENSORS;
 use crate::log::{self, Level};
 use crate::ops::memory::Memory;
 use crate::ops::{Ops, Shape, Tensor};
 use crate::preset::Method;
+use crate::rows::{MAX_TENSORS, Stacked};
 use crate::rule::{Action, Pass, Reason};
 use crate::scope::{Kind, Scope};
 use crate::stats::{Observed, Stats, percentiles};
-use crate::trace::Record;
+use crate::trace::{CAPACITY, Record};
+use arrayvec::ArrayVec;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-pub const MAX_BRANCHES: usize = 8;
+pub use crate::group::MAX_BRANCHES;
 
 /// Instead of a block number: the whole evaluation.
 pub const MODEL: u32 = u32::MAX;
@@ -92,18 +93,17 @@ pub struct Run {
 /// One evaluation of the model, as the engine announces it.
 pub struct PassInfo {
     pub step: u32,
-    pub branches: Vec<usize>,
+    pub branches: Members,
     pub flags: u32,
     pub timestep: f32,
     pub stream: *mut c_void,
 }
 
 /// The tensors of one call.
-#[derive(Clone, Copy)]
-pub struct Given {
-    pub tensors: [Option<Tensor>; MAX_TENSORS],
-    pub n: usize,
-}
+pub type Given = ArrayVec<Tensor, MAX_TENSORS>;
+
+/// Puts the tensors of a call where they are wanted; asked only if they matter.
+pub type Read<'a> = &'a dyn Fn(&mut Given) -> Result<()>;
 
 pub struct Cache<O: Ops> {
     ops: O,
@@ -115,7 +115,14 @@ pub struct Cache<O: Ops> {
     /// What kind each layer said it is.
     kinds: Vec<Option<Kind>>,
     run: Option<OpenRun>,
-    pass: Option<OpenPass>,
+    /// Boxed, so that what works on it can take it out and leave the rest of the cache free.
+    pass: Option<Box<OpenPass>>,
+    /// The box of the pass before.
+    spare: Option<Box<OpenPass>>,
+    /// What the call in progress was given; kept for their memory, as are the records of a pass.
+    input: Stacked,
+    out: Stacked,
+    records: Vec<Record>,
     observed: Arc<Mutex<Observed>>,
 }
 
@@ -137,7 +144,7 @@ struct OpenPass {
     flags: u32,
     /// Where its work goes, if there may be any.
     stream: Option<*mut c_void>,
-    members: Vec<usize>,
+    members: Members,
     /// Step of the run that each branch evaluated before.
     before: [Option<u32>; MAX_BRANCHES],
     error: Option<Error>,
@@ -186,6 +193,20 @@ impl OpenRun {
 }
 
 impl OpenPass {
+    fn new() -> Self {
+        Self {
+            about: Pass::START,
+            flags: 0,
+            stream: None,
+            members: Members::new(),
+            before: [None; MAX_BRANCHES],
+            error: None,
+            discard: None,
+            void: false,
+            asked: None,
+        }
+    }
+
     /// The first error of a pass is the one that is reported.
     fn note(&mut self, error: Error) {
         self.error.get_or_insert(error);
@@ -213,6 +234,10 @@ impl<O: Ops> Cache<O> {
             engine,
             run: None,
             pass: None,
+            spare: None,
+            input: Stacked::default(),
+            out: Stacked::default(),
+            records: Vec::new(),
             observed,
         }
     }
@@ -246,13 +271,13 @@ impl<O: Ops> Cache<O> {
             failed: begun.clone().err(),
         });
         let threshold = self.groups.iter().find_map(|group| group.policy().threshold());
-        {
-            let mut observed = self.observed();
-            *observed = Observed::default();
-            observed.stats.threshold = threshold;
-            observed.stats.first_error = begun.clone().err();
-            observed.stats.errors = u64::from(begun.is_err());
-        }
+        self.observed().begin_run(Stats {
+            threshold,
+            first_error: begun.clone().err(),
+            errors: u64::from(begun.is_err()),
+            ..Stats::default()
+        });
+        self.expect_records();
         self.refresh_memory();
         if let Err(error) = &begun {
             log::log(Level::Error, &self.engine.label, || format!("begin_run: {error}"));
@@ -274,6 +299,19 @@ impl<O: Ops> Cache<O> {
             bail!(Arg, "n_steps is 0, but weight changes over the run, which needs its length");
         }
         Ok(())
+    }
+
+    /// Room for the records of the whole run, where its length is known, so that a pass takes none.
+    fn expect_records(&mut self) {
+        let branches = self.engine.n_branches;
+        let decisions = branches * self.groups.len() + usize::from(self.guidance.is_some());
+        self.records.clear();
+        self.records.reserve(decisions);
+        let steps = self.run.as_ref().and_then(OpenRun::end).map_or(CAPACITY, |end| end as usize);
+        let mut observed = self.observed();
+        let changes = if observed.stats.threshold.is_some() { branches } else { 0 };
+        observed.trace.expect(steps.saturating_mul(decisions));
+        observed.changes.expect(steps.saturating_mul(changes));
     }
 
     fn needs_timestep(&self) -> bool {
@@ -360,17 +398,19 @@ impl<O: Ops> Cache<O> {
     }
 
     fn summarise(&self) {
-        let observed = self.observed().clone();
-        let Stats { passes, passes_skipped, passes_skippable, threshold, .. } = observed.stats;
+        // No lock is held while the host's callback runs.
+        let stats = self.observed().stats.clone();
+        let changes = || percentiles(&self.observed().changes);
+        let Stats { passes, passes_skipped, passes_skippable, threshold, .. } = stats;
         let label = &self.engine.label;
         if passes > 0 && self.guidance.is_some() {
-            self.summarise_guidance(&observed.stats);
+            self.summarise_guidance(&stats);
         }
         if passes == 0 || self.groups.is_empty() {
             return;
         }
         log::log(Level::Info, label, || {
-            let [p5, p50, p95] = percentiles(&observed.changes);
+            let [p5, p50, p95] = changes();
             let change = threshold.map_or(String::new(), |threshold| {
                 format!("; change p5 {p5:.4}, p50 {p50:.4}, p95 {p95:.4}, threshold {threshold}")
             });
@@ -378,12 +418,12 @@ impl<O: Ops> Cache<O> {
         });
         if passes_skipped == 0 {
             log::log(Level::Warn, label, || {
-                let [p5, ..] = percentiles(&observed.changes);
+                let [p5, ..] = changes();
                 let hint = match threshold.filter(|_| p5.is_finite()) {
                     Some(t) => format!(": the change was rarely below {p5:.4}, threshold is {t}"),
-                    None => observed
-                        .stats
+                    None => stats
                         .first_error
+                        .as_ref()
                         .map_or(": the rules never allowed it".to_owned(), |error| {
                             format!(": {error}")
                         }),
@@ -392,7 +432,7 @@ impl<O: Ops> Cache<O> {
             });
         } else if let Some(t) = threshold.filter(|_| passes_skipped == passes_skippable) {
             log::log(Level::Warn, label, || {
-                let [.., p95] = percentiles(&observed.changes);
+                let [.., p95] = changes();
                 format!(
                     "everything that could be skipped was, {passes_skipped} of {passes} passes: \
                      threshold is {t}, 95 % of the changes were up to {p95:.4}"
@@ -447,17 +487,8 @@ impl<O: Ops> Cache<O> {
     pub fn begin_pass(&mut self, info: Result<PassInfo>) -> Result<()> {
         let nested = self.pass.is_some();
         self.cancel_pass();
-        let mut pass = OpenPass {
-            about: Pass::START,
-            flags: 0,
-            stream: None,
-            members: Vec::new(),
-            before: [None; MAX_BRANCHES],
-            error: None,
-            discard: None,
-            void: false,
-            asked: None,
-        };
+        let mut pass = self.spare.take().unwrap_or_else(|| Box::new(OpenPass::new()));
+        *pass = OpenPass::new();
         let begun = info.and_then(|info| {
             (pass.about.step, pass.flags) = (info.step, info.flags);
             let checked = self.check_pass(&info, "begin_pass");
@@ -587,7 +618,7 @@ impl<O: Ops> Cache<O> {
             bail!(State, "end_pass without begin_pass");
         };
         let mut tally = Tally::default();
-        let mut records = Vec::new();
+        self.records.clear();
         for index in 0..self.groups.len() {
             let group = &mut self.groups[index];
             let scope = group.policy().scope;
@@ -627,7 +658,7 @@ impl<O: Ops> Cache<O> {
             tally.skippable |= filled || !is_forced(decision.reason);
             for member in &pass.members {
                 let policy = group.policy();
-                records.push(Record {
+                self.records.push(Record {
                     step: pass.about.step,
                     branch: *member as u32,
                     unit: unit_of(policy.scope),
@@ -659,12 +690,14 @@ impl<O: Ops> Cache<O> {
             (None, Some(error)) => Err(error),
             (None, None) => Ok(()),
         };
-        self.count_pass(&result, &tally, &records);
+        self.count_pass(&result, &tally);
+        self.spare = Some(pass);
         result
     }
 
-    fn count_pass(&self, result: &Result<()>, tally: &Tally, new: &[Record]) {
+    fn count_pass(&self, result: &Result<()>, tally: &Tally) {
         let mut observed = self.observed();
+        let observed = &mut *observed;
         let stats = &mut observed.stats;
         stats.passes += 1;
         stats.passes_skipped += u64::from(tally.skipped);
@@ -679,17 +712,17 @@ impl<O: Ops> Cache<O> {
             stats.first_error.get_or_insert(error.clone());
         }
         self.note_memory(stats);
-        if let Some(record) = new.first() {
+        if let Some(record) = self.records.first() {
             let measured = record.accumulated.is_finite();
             // What a device failed to measure says nothing about the tensors.
             let lost = matches!(result, Err(Error::Device(_)));
             let not_finite = measured && !lost && !record.change.is_finite();
-            observed.stats.not_finite += u64::from(not_finite);
+            stats.not_finite += u64::from(not_finite);
             if record.change.is_finite() {
                 observed.changes.push(record.change);
             }
         }
-        new.iter().for_each(|record| observed.trace.push(*record));
+        self.records.iter().for_each(|record| observed.trace.push(*record));
     }
 
     /// Drops the open pass; the rules hear nothing of it.
@@ -699,6 +732,7 @@ impl<O: Ops> Cache<O> {
             if self.finish_call().is_err() || pass.void {
                 self.forget_branches(&pass.members);
             }
+            self.spare = Some(pass);
         }
     }
 
@@ -773,6 +807,9 @@ impl<O: Ops> Cache<O> {
     /// Keeps an error for `end_pass` and makes the pass compute; `action` is what the engine is told.
     fn noted(&mut self, pass: &mut OpenPass, action: Action, result: Result<()>) -> Result<()> {
         let finished = self.finish_call();
+        if result.is_ok() && finished.is_ok() {
+            return Ok(());
+        }
         pass.void |= finished.is_err();
         if let (Action::Skip, Err(error)) = (action, &finished) {
             let text = format!("what stands in may not have been written: {error}");

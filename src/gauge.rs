@@ -9,10 +9,27 @@
 //!
 //! An engine that keeps its input saves the copy and its memory: `r` is formed at `commit` only.
 use crate::error::{Result, bail};
-use crate::history::Rows;
 use crate::ops::{Buffer, Comparison, Ops, Rounding, Shape, Sum, View};
 use crate::pool::Pool;
-use std::collections::BTreeMap;
+use crate::rows::{Rows, Stacked};
+
+/// The branches that are measured, and the rows of all in the pass, of which they are the first.
+#[derive(Clone, Copy)]
+pub struct Shown<'a> {
+    pub branches: &'a [usize],
+    pub rows: &'a Stacked,
+}
+
+impl<'a> Shown<'a> {
+    fn each(self) -> impl Iterator<Item = (usize, Rows<'a>)> {
+        self.branches.iter().copied().zip(self.rows.each())
+    }
+
+    fn of(self, branch: usize) -> Rows<'a> {
+        let own = self.each().find(|(other, _)| *other == branch);
+        own.map_or(Rows::NONE, |(_, rows)| rows)
+    }
+}
 
 /// A measured tensor of a branch, by its position and id before the first block.
 struct Track<T> {
@@ -34,13 +51,13 @@ impl<T> Track<T> {
 enum Flight<B> {
     /// The copy of the input, then the residual.
     Copy(B),
-    /// The engine's own input and, once known, what left the front.
-    Engine { input: View, front: Option<View> },
+    /// The engine's own input; once known, what left the front; and room for the residual.
+    Engine { input: View, front: Option<View>, room: Option<B> },
 }
 
 impl<B> Track<Flight<B>> {
     /// What left the front in place of this tensor, if that can be.
-    fn left_as(&self, x: Option<View>) -> Result<View> {
+    fn left_as<'a>(&self, x: Option<&'a View>) -> Result<&'a View> {
         let Some(x) = x.filter(|x| x.shape() == self.shape) else {
             let left = x.map_or("never".to_owned(), |x| format!("as {}", x.shape()));
             let index = self.index;
@@ -63,10 +80,13 @@ pub struct Gauge<O: Ops> {
     keeps_input: bool,
     /// One branch decides for all, so only its reference is kept.
     share: bool,
-    references: BTreeMap<usize, Vec<Track<O::Buffer>>>,
+    /// Of each branch.
+    references: Vec<Vec<Track<O::Buffer>>>,
     flight: Vec<(usize, Track<Flight<O::Buffer>>)>,
     /// `front` has seen every tensor in flight.
     complete: bool,
+    /// Of the measurement that is being queued; kept for its memory.
+    comparisons: Vec<Comparison>,
 }
 
 impl<O: Ops> Gauge<O> {
@@ -76,9 +96,10 @@ impl<O: Ops> Gauge<O> {
             rounded,
             keeps_input,
             share,
-            references: BTreeMap::new(),
+            references: Vec::new(),
             flight: Vec::new(),
             complete: false,
+            comparisons: Vec::new(),
         }
     }
 
@@ -96,26 +117,25 @@ impl<O: Ops> Gauge<O> {
         self.complete
     }
 
-    /// Notes what goes into the first block. `rows` are those of the branches that are measured.
-    pub fn input(&mut self, ops: &mut O, pool: &mut Pool<O>, rows: &[(usize, Rows)]) -> Result<()> {
+    /// Notes what goes into the first block.
+    pub fn input(&mut self, ops: &mut O, pool: &mut Pool<O>, shown: Shown) -> Result<()> {
         self.land(pool);
-        for (branch, rows) in rows {
+        for (branch, rows) in shown.each() {
             if self.share {
-                let own = self.references.remove_entry(branch);
-                let others = std::mem::replace(&mut self.references, own.into_iter().collect());
-                others.into_values().flatten().for_each(|old| pool.give(old.value));
+                let others = (0..self.references.len()).filter(|other| *other != branch);
+                others.for_each(|other| self.forget(other, pool));
             }
             let n = self.flight.len();
-            for (index, (view, id)) in rows.iter().enumerate() {
+            for (index, part) in rows.iter().enumerate() {
                 if self.measure >> index & 1 == 0 {
                     continue;
                 }
-                let shape = view.shape();
+                let shape = part.view.shape();
                 let value = match self.keeps_input {
-                    true => Flight::Engine { input: view, front: None },
+                    true => Flight::Engine { input: part.view, front: None, room: None },
                     false => Flight::Copy(pool.take(ops, shape)?),
                 };
-                self.flight.push((*branch, Track { index, id, shape, value }));
+                self.flight.push((branch, Track { index, id: part.id, shape, value }));
             }
             if self.flight.len() == n {
                 bail!(
@@ -129,18 +149,17 @@ impl<O: Ops> Gauge<O> {
         ops.combine_all(Rounding::Once, |form| {
             for (branch, track) in &self.flight {
                 let Flight::Copy(buffer) = &track.value else { continue };
-                let rows = rows.iter().find(|(other, _)| other == branch);
-                let x = rows.and_then(|(_, rows)| rows.get(track.index));
-                x.into_iter().for_each(|x| form(Sum::copy(buffer.view(), x)));
+                let x = shown.of(*branch).get(track.index);
+                x.into_iter().for_each(|x| form(Sum::copy(buffer.view(), *x)));
             }
         });
         Ok(())
     }
 
     /// Shapes in use.
-    pub fn shapes(&self) -> Vec<Shape> {
-        let references = self.references.values().flatten().map(|track| track.shape);
-        references.chain(self.flight.iter().map(|(_, track)| track.shape)).collect()
+    pub fn shapes(&self) -> impl Iterator<Item = Shape> {
+        let references = self.references.iter().flatten().map(|track| track.shape);
+        references.chain(self.flight.iter().map(|(_, track)| track.shape))
     }
 
     /// Do the branches have a reference of the shapes that just came in?
@@ -164,99 +183,91 @@ impl<O: Ops> Gauge<O> {
     }
 
     fn reference<T>(&self, branch: usize, track: &Track<T>) -> Option<&Track<O::Buffer>> {
-        let references = self.references.get(&branch)?.iter();
-        references.into_iter().find(|reference| reference.is(track))
+        self.references.get(branch)?.iter().find(|reference| reference.is(track))
     }
 
     /// Takes what left the front blocks, and queues the measurement if `wanted` and possible.
-    pub fn front(
-        &mut self,
-        ops: &mut O,
-        rows: &[(usize, Rows)],
-        wanted: bool,
-    ) -> Result<Option<O::Pending>> {
+    pub fn front(&mut self, ops: &mut O, shown: Shown, wanted: bool) -> Result<Option<O::Pending>> {
         let measures = wanted && self.check()?;
-        let fronts = self.flight.iter().map(|(branch, track)| {
-            let rows = rows.iter().find(|(other, _)| other == branch).map(|(_, rows)| rows);
-            let x = rows.and_then(|rows| rows.find(track.index, track.id));
-            track.left_as(x)
-        });
+        let front = |branch: usize, track: &Track<_>| {
+            track.left_as(shown.of(branch).find(track.index, track.id))
+        };
         // Nothing is written before all of it is known to be right.
-        let fronts: Vec<View> = fronts.collect::<Result<_>>()?;
-        for ((_, track), x) in self.flight.iter_mut().zip(&fronts) {
+        self.flight.iter().try_for_each(|(branch, track)| front(*branch, track).map(drop))?;
+        for (branch, track) in &mut self.flight {
+            let x = *front(*branch, track)?;
             if let Flight::Engine { front, .. } = &mut track.value {
-                *front = Some(*x);
+                *front = Some(x);
             }
         }
         self.complete = true;
-        let tracks = self.flight.iter().zip(fronts);
+        let left = || {
+            self.flight.iter().filter_map(|(b, track)| Some((*b, track, front(*b, track).ok()?)))
+        };
         if !measures {
             ops.combine_all(Rounding::Once, |form| {
-                for ((_, track), x) in tracks {
+                for (_, track, x) in left() {
                     let Flight::Copy(buffer) = &track.value else { continue };
                     let r = buffer.view();
-                    form(Sum::new(r, Some(x), &[(-1.0, r)]));
+                    form(Sum::new(r, Some(*x), &[(-1.0, r)]));
                 }
             });
             return Ok(None);
         }
-        let comparisons: Vec<_> = tracks
-            .map(|((branch, track), x)| {
-                let reference = self.reference(*branch, track).expect("check has passed");
-                let earlier = reference.value.view();
-                let (base, keep) = match &track.value {
-                    Flight::Copy(buffer) => (buffer.view(), Some(buffer.view())),
-                    Flight::Engine { input, .. } => (*input, None),
-                };
-                Comparison { x, base: Some(base), earlier, keep }
-            })
-            .collect();
-        Ok(Some(ops.measure(&comparisons, self.rounded)))
+        let mut comparisons = std::mem::take(&mut self.comparisons);
+        comparisons.clear();
+        comparisons.extend(left().map(|(branch, track, x)| {
+            let reference = self.reference(branch, track).expect("check has passed");
+            let earlier = reference.value.view();
+            let (base, keep) = match &track.value {
+                Flight::Copy(buffer) => (buffer.view(), Some(buffer.view())),
+                Flight::Engine { input, .. } => (*input, None),
+            };
+            Comparison { x: *x, base: Some(base), earlier, keep }
+        }));
+        let pending = ops.measure(&comparisons, self.rounded);
+        self.comparisons = comparisons;
+        Ok(Some(pending))
     }
 
-    /// The pass computes: what it showed is what later passes are compared with. The branches that
-    /// it concerns.
-    pub fn commit(&mut self, ops: &mut O, pool: &mut Pool<O>) -> Result<Vec<usize>> {
+    /// The pass computes: what it showed is what later passes are compared with. True if it showed
+    /// something.
+    pub fn commit(&mut self, ops: &mut O, pool: &mut Pool<O>) -> Result<bool> {
         if !std::mem::take(&mut self.complete) {
             self.land(pool);
-            return Ok(Vec::new());
+            return Ok(false);
         }
         self.take_spares(ops, pool)?;
-        let flight = std::mem::take(&mut self.flight);
         // What this pass did not show is older than the value it computes.
-        let branches: Vec<_> = flight.iter().map(|(branch, _)| *branch).collect();
-        let old = branches.iter().filter_map(|branch| self.references.remove(branch));
-        let mut old: Vec<_> = old.flatten().collect();
-        let (mut residuals, mut result) = (Vec::new(), Ok(()));
-        for (branch, track) in flight {
-            let Track { index, id, shape, value } = track;
-            let buffer = match value {
-                Flight::Copy(buffer) => Ok(buffer),
-                Flight::Engine { input, front } => {
-                    let front = front.expect("a complete flight has left the front");
-                    let kept = old.iter().position(|old| old.shape == shape);
-                    let buffer = match kept {
-                        Some(at) => Ok(old.swap_remove(at).value),
-                        None => pool.take(ops, shape),
-                    };
-                    buffer.inspect(|buffer| residuals.push((buffer.view(), front, input)))
+        let mut flight = std::mem::take(&mut self.flight);
+        flight.iter().for_each(|(branch, _)| self.forget(*branch, pool));
+        let mut result = Ok(());
+        for (_, track) in &mut flight {
+            if let Flight::Engine { room, .. } = &mut track.value {
+                match pool.take(ops, track.shape) {
+                    Ok(buffer) => *room = Some(buffer),
+                    Err(error) => result = Err(error),
                 }
-            };
-            match buffer {
-                Ok(value) => {
-                    let references = self.references.entry(branch).or_default();
-                    references.push(Track { index, id, shape, value });
-                }
-                Err(error) => result = Err(error),
             }
         }
         ops.combine_all(Rounding::Once, |form| {
-            for (r, front, input) in residuals {
-                form(Sum::new(r, Some(front), &[(-1.0, input)]));
+            for (_, track) in &flight {
+                if let Flight::Engine { input, front, room: Some(room) } = &track.value {
+                    form(Sum::new(room.view(), *front, &[(-1.0, *input)]));
+                }
             }
         });
-        old.into_iter().for_each(|old| pool.give(old.value));
-        result.map(|()| branches)
+        for (branch, Track { index, id, shape, value }) in flight.drain(..) {
+            let (Flight::Copy(value) | Flight::Engine { room: Some(value), .. }) = value else {
+                continue;
+            };
+            if self.references.len() <= branch {
+                self.references.resize_with(branch + 1, Vec::new);
+            }
+            self.references[branch].push(Track { index, id, shape, value });
+        }
+        self.flight = flight;
+        result.map(|()| true)
     }
 
     /// A branch's first copy becomes its reference; the buffer that the next pass copies into is
@@ -282,14 +293,13 @@ impl<O: Ops> Gauge<O> {
 
     /// Forgets what a branch is compared with.
     pub fn forget(&mut self, branch: usize, pool: &mut Pool<O>) {
-        let old = self.references.remove(&branch).into_iter().flatten();
+        let old = self.references.get_mut(branch).into_iter().flat_map(|old| old.drain(..));
         old.for_each(|old| pool.give(old.value));
     }
 
     /// Forgets all branches.
     pub fn clear(&mut self, pool: &mut Pool<O>) {
         self.land(pool);
-        let all = std::mem::take(&mut self.references).into_values().flatten();
-        all.for_each(|old| pool.give(old.value));
+        (0..self.references.len()).for_each(|branch| self.forget(branch, pool));
     }
 }

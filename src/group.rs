@@ -17,12 +17,20 @@ pub use foresight::{Between, FORESIGHT};
 pub use memory::{Layout, Unit, bytes_of, rows_of};
 
 use crate::error::{Error, Result};
-use crate::gauge::Gauge;
-use crate::history::{History, Rows};
+use crate::gauge::{Gauge, Shown};
+use crate::history::History;
 use crate::ops::{Measured, Ops, Reduce};
 use crate::pool::Pool;
 use crate::preset::Policy;
+use crate::rows::Stacked;
 use crate::rule::{Action, Pass, Probe, Reason, Rule, Verdict};
+use arrayvec::ArrayVec;
+use foresight::Player;
+
+pub const MAX_BRANCHES: usize = 8;
+
+/// Branches stacked in a pass, in order.
+pub type Members = ArrayVec<usize, MAX_BRANCHES>;
 
 pub struct Group<O: Ops> {
     policy: Policy,
@@ -38,7 +46,12 @@ pub struct Group<O: Ops> {
     pool: Pool<O>,
     /// Step whose first pass decided for the branches that follow in it.
     leader: Option<Leader>,
-    turn: Option<Turn<O>>,
+    /// Boxed, so that what works on it can take it out and leave the rest of the group free.
+    turn: Option<Box<Turn<O>>>,
+    /// The box of the pass before.
+    spare: Option<Box<Turn<O>>>,
+    /// Who looks ahead; kept for their memory.
+    players: Vec<Player>,
 }
 
 #[derive(Clone, Copy)]
@@ -53,7 +66,7 @@ struct Leader {
 struct Site<O: Ops> {
     /// Of each branch.
     histories: Vec<History<O>>,
-    state: State<O>,
+    state: State,
 }
 
 struct Branch<O: Ops> {
@@ -68,15 +81,14 @@ struct Branch<O: Ops> {
 
 struct Last<O: Ops> {
     step: u32,
-    members: Vec<usize>,
+    members: Members,
     measured: Measured<O::Pending>,
 }
 
 /// The open pass.
 struct Turn<O: Ops> {
     pass: Pass,
-    /// Branches stacked in the pass, in order.
-    members: Vec<usize>,
+    members: Members,
     /// The engine wants this pass computed.
     compute: bool,
     wish: Option<Action>,
@@ -92,11 +104,12 @@ struct Turn<O: Ops> {
 }
 
 /// What the open pass did at a site.
-enum State<O: Ops> {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
     NotReached,
     Filled,
-    /// Its value is being computed; with the staged inputs of each member.
-    Open(Vec<Vec<O::Buffer>>),
+    /// Its value is being computed.
+    Open,
     Left,
 }
 
@@ -151,6 +164,8 @@ impl<O: Ops> Group<O> {
             pool: Pool::default(),
             leader: None,
             turn: None,
+            spare: None,
+            players: Vec::new(),
             setting: *setting,
             policy,
         }
@@ -160,11 +175,11 @@ impl<O: Ops> Group<O> {
         &self.policy
     }
 
-    pub fn begin(&mut self, pass: Pass, members: &[usize], compute: bool) {
+    pub fn begin(&mut self, pass: Pass, members: &Members, compute: bool) {
         self.cancel();
-        self.turn = Some(Turn {
+        let turn = Turn {
             pass,
-            members: members.to_vec(),
+            members: members.clone(),
             compute,
             wish: None,
             veto: None,
@@ -173,7 +188,20 @@ impl<O: Ops> Group<O> {
             decision: None,
             reached: false,
             voted: false,
+        };
+        self.turn = Some(match self.spare.take() {
+            None => Box::new(turn),
+            Some(mut spare) => {
+                *spare = turn;
+                spare
+            }
         });
+    }
+
+    /// What a pass has measured goes with it; its box waits for the next.
+    fn put_away(&mut self, mut turn: Box<Turn<O>>) {
+        turn.measured = None;
+        self.spare = Some(turn);
     }
 
     /// The pass computes because something failed in it; what it shows is not learned from.
@@ -194,27 +222,28 @@ impl<O: Ops> Group<O> {
     }
 
     /// What goes into the first block of the model.
-    pub fn input(&mut self, ops: &mut O, rows: &[Rows]) -> Result<()> {
-        let rows = self.measured_rows(rows);
-        let Some(gauge) = self.gauge.as_mut().filter(|_| !rows.is_empty()) else {
+    pub fn input(&mut self, ops: &mut O, rows: &Stacked) -> Result<()> {
+        let branches = self.measured();
+        let shown = Shown { branches: &branches, rows };
+        let Some(gauge) = self.gauge.as_mut().filter(|_| !branches.is_empty()) else {
             return Ok(());
         };
-        let mut result = gauge.input(ops, &mut self.pool, &rows);
+        let mut result = gauge.input(ops, &mut self.pool, shown);
         if matches!(result, Err(Error::Memory(_))) && self.reclaim() {
             // What an earlier run had left behind stood in the way of this one.
             let Some(gauge) = &mut self.gauge else { return Ok(()) };
-            result = gauge.input(ops, &mut self.pool, &rows);
+            result = gauge.input(ops, &mut self.pool, shown);
         }
         let checked = result.and_then(|()| self.gauge.as_ref().map_or(Ok(true), Gauge::check));
         if let Err(Error::Shape(_)) = &checked {
             self.restart();
-            rows.iter().for_each(|(branch, _)| self.reshape_all(*branch));
+            branches.iter().for_each(|branch| self.reshape_all(*branch));
         }
         checked.map(drop)
     }
 
     /// What left the front blocks; queues the measurement, once.
-    pub fn front(&mut self, ops: &mut O, rows: &[Rows]) -> Result<()> {
+    pub fn front(&mut self, ops: &mut O, rows: &Stacked) -> Result<()> {
         if self.gauge.as_ref().is_none_or(|gauge| !gauge.has_input() || gauge.is_complete()) {
             return Ok(());
         }
@@ -222,11 +251,11 @@ impl<O: Ops> Group<O> {
             return Ok(());
         };
         let wanted = self.policy.lagged || self.foreseen(turn) == Verdict::Measure;
-        let rows = self.measured_rows(rows);
-        let Some(gauge) = self.gauge.as_mut().filter(|_| !rows.is_empty()) else {
+        let branches = self.measured();
+        let Some(gauge) = self.gauge.as_mut().filter(|_| !branches.is_empty()) else {
             return Ok(());
         };
-        let pending = gauge.front(ops, &rows, wanted);
+        let pending = gauge.front(ops, Shown { branches: &branches, rows }, wanted);
         if pending.is_err() {
             gauge.land(&mut self.pool);
         }
@@ -237,12 +266,11 @@ impl<O: Ops> Group<O> {
         Ok(())
     }
 
-    /// Rows of the branches whose change decides; none if this pass follows another or has failed.
-    fn measured_rows(&self, rows: &[Rows]) -> Vec<(usize, Rows)> {
+    /// Branches whose change decides; none if this pass follows another or has failed.
+    fn measured(&self) -> Members {
         let turn = self.turn.as_ref();
         let turn = turn.filter(|turn| turn.learns() && self.led(turn.pass.step).is_none());
-        let members = turn.map_or(&[][..], |turn| self.deciding(&turn.members));
-        members.iter().copied().zip(rows.iter().copied()).collect()
+        turn.map_or(Members::new(), |turn| self.deciding(&turn.members).iter().copied().collect())
     }
 
     /// Tells the rules what the pass did, unless its output is thrown away and it is done again.
@@ -287,6 +315,7 @@ impl<O: Ops> Group<O> {
             let reference = self.branches[turn.members[0]].reference;
             self.leader = Some(Leader { step, action, reference });
         }
+        self.put_away(turn);
         self.tidy_pool(ops);
         (Some(decision), settled)
     }
@@ -295,6 +324,7 @@ impl<O: Ops> Group<O> {
     pub fn cancel(&mut self) {
         if let Some(turn) = self.turn.take() {
             self.close(&turn, true);
+            self.put_away(turn);
         }
     }
 
@@ -307,18 +337,13 @@ impl<O: Ops> Group<O> {
         let now = Some(f64::from(turn.pass.position()));
         let mut lost = Vec::new();
         for (number, site) in self.sites.iter_mut().enumerate() {
-            let filled = match std::mem::replace(&mut site.state, State::NotReached) {
-                State::Open(staged) => {
-                    staged.into_iter().flatten().for_each(|buffer| self.pool.give(buffer));
-                    false
-                }
-                state => matches!(state, State::Filled),
-            };
+            let state = std::mem::replace(&mut site.state, State::NotReached);
             for member in &turn.members {
                 let Some(history) = site.histories.get_mut(*member) else { continue };
+                history.unstage(&mut self.pool);
                 if history.is_open() || (void && history.newest() == now) {
                     lost.push((number, *member));
-                } else if changed && filled {
+                } else if changed && state == State::Filled {
                     history.clear();
                 }
             }

@@ -99,12 +99,13 @@ struct Difference<O: Ops> {
 pub struct Guidance<O: Ops> {
     policy: Policy,
     clock: Clock,
+    /// The one that is played ahead; kept for its memory.
+    ahead: Clock,
     difference: Option<Difference<O>>,
     pool: Pool<O>,
 }
 
 /// What decides: the rules as they stand, and how old the difference is.
-#[derive(Clone)]
 struct Clock {
     rules: Vec<Box<dyn Rule>>,
     /// Position of the newest computed step, if its difference is held.
@@ -112,6 +113,18 @@ struct Clock {
     max_age: Option<u32>,
     /// The step answered last, and how.
     answered: Option<(u32, Action)>,
+}
+
+impl Clone for Clock {
+    fn clone(&self) -> Self {
+        Self { rules: self.rules.clone(), ..*self }
+    }
+
+    fn clone_from(&mut self, source: &Self) {
+        self.rules.clone_from(&source.rules);
+        let Self { newest, max_age, answered, .. } = *source;
+        (self.newest, self.max_age, self.answered) = (newest, max_age, answered);
+    }
 }
 
 impl Clock {
@@ -148,7 +161,7 @@ impl<O: Ops> Guidance<O> {
     pub fn new(policy: Policy) -> Self {
         let (rules, max_age) = (policy.rules.clone(), policy.max_age);
         let clock = Clock { rules, newest: None, max_age, answered: None };
-        Self { policy, clock, difference: None, pool: Pool::default() }
+        Self { policy, ahead: clock.clone(), clock, difference: None, pool: Pool::default() }
     }
 
     pub fn policy(&self) -> &Policy {
@@ -174,7 +187,7 @@ impl<O: Ops> Guidance<O> {
     /// Starts a run: forgets everything but the memory.
     pub fn clear(&mut self) {
         self.forget();
-        self.clock.rules = self.policy.rules.clone();
+        self.clock.rules.clone_from(&self.policy.rules);
         self.clock.answered = None;
     }
 
@@ -191,9 +204,10 @@ impl<O: Ops> Guidance<O> {
     }
 
     /// Foresight over the steps that have not been answered; `first` is the run's first.
-    pub fn forecast(&self, first: u32) -> Forecast {
+    pub fn forecast(&mut self, first: u32) -> Forecast<'_> {
         let next = self.clock.answered.map_or(first, |(step, _)| step.saturating_add(1));
-        Forecast { clock: self.clock.clone(), next, known: true }
+        self.ahead.clone_from(&self.clock);
+        Forecast { clock: &mut self.ahead, next, known: true }
     }
 
     /// Answers for a step, once; on a skip `uncond` receives the estimate.
@@ -337,14 +351,14 @@ fn check_pair(cond: &Prediction, uncond: &Prediction) -> Result<()> {
 }
 
 /// What coming steps will be answered, one after the other.
-pub struct Forecast {
-    clock: Clock,
+pub struct Forecast<'a> {
+    clock: &'a mut Clock,
     next: u32,
     /// All steps before `next` are.
     known: bool,
 }
 
-impl Forecast {
+impl Forecast<'_> {
     /// The answer of a step, if every step up to it is evaluated; `at` gives their passes. Asked in
     /// rising order.
     pub fn at(&mut self, step: u32, at: impl Fn(u32) -> Pass) -> Option<Action> {

@@ -8,51 +8,11 @@ use crate::error::{Result, bail};
 use crate::estimator::{Anchor, Estimator, Form, Kept, MAX_HISTORY, Wanted, Weights};
 use crate::ops::{Buffer, Dtype, MAX_RUNGS, MAX_TERMS, Ops, Rounding, Shape, Sum, View};
 use crate::pool::Pool;
+use crate::rows::{Part, Rows};
 use crate::scope::{Base, Keep};
 use arrayvec::ArrayVec;
 
 const _: () = assert!(MAX_HISTORY <= MAX_TERMS);
-
-/// Most tensors a site has.
-pub const MAX_TENSORS: usize = 4;
-
-/// One branch's rows of the tensors of a site, with the engine's numbers for them.
-#[derive(Clone, Copy)]
-pub struct Rows {
-    views: [Option<View>; MAX_TENSORS],
-    ids: [u32; MAX_TENSORS],
-    n: usize,
-}
-
-impl Rows {
-    pub const NONE: Self = Self { views: [None; MAX_TENSORS], ids: [0; MAX_TENSORS], n: 0 };
-
-    /// More than [`MAX_TENSORS`] must have been refused before.
-    pub fn push(&mut self, view: View, id: u32) {
-        (self.views[self.n], self.ids[self.n]) = (Some(view), id);
-        self.n += 1;
-    }
-
-    pub fn count(&self) -> usize {
-        self.n
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = (View, u32)> {
-        self.views.into_iter().flatten().zip(self.ids)
-    }
-
-    pub fn get(&self, index: usize) -> Option<View> {
-        self.views.get(index).copied().flatten()
-    }
-
-    /// The tensor known elsewhere as number `index` with `id`: by its id, else by its position.
-    pub fn find(&self, index: usize, id: u32) -> Option<View> {
-        match id {
-            0 => self.get(index).filter(|_| self.ids[index] == 0),
-            _ => self.iter().find(|(_, other)| *other == id).map(|(view, _)| view),
-        }
-    }
-}
 
 /// A tensor of the site as it is kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,10 +31,6 @@ impl Track {
     fn is(&self, index: usize, id: u32) -> bool {
         self.id == id && (id != 0 || self.index == index)
     }
-
-    fn keeps(&self, other: &Self) -> bool {
-        self.is(other.index, other.id) && self.shape == other.shape
-    }
 }
 
 pub struct History<O: Ops> {
@@ -86,6 +42,8 @@ pub struct History<O: Ops> {
     /// slot of an open ring belongs to no anchor yet.
     slots: Vec<Vec<O::Buffer>>,
     anchors: Vec<Anchor>,
+    /// Of an open residual: inputs that the slots cannot hold.
+    staged: Vec<O::Buffer>,
     /// Of a recursive estimator: its last predictions, newest first, and the step of the newest.
     predicted: Vec<Weights>,
     predicted_at: f64,
@@ -117,8 +75,10 @@ impl<O: Ops> History<O> {
             form: estimator.form(),
             tracks: Vec::new(),
             slots: Vec::new(),
-            anchors: Vec::new(),
-            predicted: Vec::new(),
+            // With room for one more than is kept, so that nothing has to be taken later.
+            anchors: Vec::with_capacity(capacity + 1),
+            staged: Vec::new(),
+            predicted: Vec::with_capacity(if estimator.is_recursive() { 3 } else { 0 }),
             predicted_at: 0.0,
             entry: 0,
             open: false,
@@ -168,26 +128,29 @@ impl<O: Ops> History<O> {
     }
 
     /// Takes the whole ring at once for these tensors, unless it is there already.
-    fn reserve(&mut self, ops: &mut O, pool: &mut Pool<O>, rows: &Rows) -> Result<()> {
+    fn reserve(&mut self, ops: &mut O, pool: &mut Pool<O>, rows: Rows) -> Result<()> {
         let keep = self.keep;
-        let rows = rows.iter().enumerate().filter(|(index, _)| keep.fills(*index));
-        let track = |(index, (view, id)): (usize, (View, u32))| Track {
-            index,
-            id,
-            shape: view.shape(),
-            present: true,
-        };
-        let tracks: Vec<_> = rows.map(track).collect();
-        if tracks.is_empty() {
+        let wanted = || rows.iter().enumerate().filter(|(index, _)| keep.fills(*index));
+        let n = wanted().count();
+        if n == 0 {
             bail!(Arg, "fill is {:#b}: none of the tensors given would be restored", keep.fill);
         }
-        let same = self.tracks.len() == tracks.len()
-            && tracks.iter().all(|track| self.tracks.iter().any(|own| own.keeps(track)));
-        if same && self.slots.len() == self.capacity {
+        let is_kept = |(index, part): (usize, &Part)| {
+            let mut own = self.tracks.iter();
+            own.any(|own| own.is(index, part.id) && own.shape == part.view.shape())
+        };
+        if self.slots.len() == self.capacity && self.tracks.len() == n && wanted().all(is_kept) {
             return Ok(());
         }
         // What was kept for the old shapes is useless, and its memory may be needed.
         self.free();
+        let track = |(index, part): (usize, &Part)| Track {
+            index,
+            id: part.id,
+            shape: part.view.shape(),
+            present: true,
+        };
+        let tracks: Vec<_> = wanted().map(track).collect();
         let mut slot = || -> Result<Vec<_>> {
             let kept = |track: &Track| track.shape.with_dtype(kept_dtype(&keep, track.shape.dtype));
             tracks.iter().map(|track| pool.take_for_good(ops, kept(track))).collect()
@@ -198,7 +161,7 @@ impl<O: Ops> History<O> {
     }
 
     /// Do these tensors, at this block or layer, continue what is kept?
-    pub fn check(&self, entry: u32, rows: &Rows) -> Result<()> {
+    pub fn check(&self, entry: u32, rows: Rows) -> Result<()> {
         if self.is_empty() {
             return Ok(());
         }
@@ -206,7 +169,10 @@ impl<O: Ops> History<O> {
             let kept = self.entry;
             bail!(State, "the part to skip begins at block {entry}, what is kept began at {kept}");
         }
-        for (index, (view, id)) in rows.iter().enumerate().filter(|(k, _)| self.keep.fills(*k)) {
+        for (index, Part { view, id }) in
+            rows.iter().enumerate().filter(|(k, _)| self.keep.fills(*k))
+        {
+            let id = *id;
             if !self.tracks.iter().any(|track| track.is(index, id)) {
                 bail!(Shape, "tensor {index} (id {id}), {}, was not there before", view.shape());
             }
@@ -237,8 +203,8 @@ impl<O: Ops> History<O> {
         ops: &mut O,
         estimator: &dyn Estimator,
         wanted: Wanted,
-        input: &Rows,
-        out: &Rows,
+        input: Rows,
+        out: Rows,
     ) {
         let kept = Kept { anchors: &self.anchors, predicted: &self.predicted };
         let weights = estimator.weights(&kept, wanted);
@@ -253,20 +219,22 @@ impl<O: Ops> History<O> {
         ops.combine_all(rounding, |form| {
             for (k, track, out) in restored() {
                 let x = match self.keep.base {
-                    Base::Residual => input.find(track.index, track.id),
+                    Base::Residual => input.find(track.index, track.id).copied(),
                     Base::Output => None,
                 };
-                self.weight(k, out, x, &weights, form);
+                self.weight(k, *out, x, &weights, form);
             }
             // A tensor that is not to be restored passes through.
-            for (index, (out, id)) in out.iter().enumerate().filter(|(k, _)| !self.keep.fills(*k)) {
-                let input = input.find(index, id).filter(|input| !input.is_same(&out));
-                input.into_iter().for_each(|input| form(Sum::copy(out, input)));
+            for (index, Part { view: out, id }) in
+                out.iter().enumerate().filter(|(k, _)| !self.keep.fills(*k))
+            {
+                let input = input.find(index, *id).filter(|input| !input.is_same(out));
+                input.into_iter().for_each(|input| form(Sum::copy(*out, *input)));
             }
         });
         if self.is_fed() {
             for (k, _, out) in restored() {
-                ops.ladder(out, &self.rungs(k)[..self.capacity], self.anchors.len(), 1.0);
+                ops.ladder(*out, &self.rungs(k)[..self.capacity], self.anchors.len(), 1.0);
             }
         }
         if estimator.is_recursive() {
@@ -307,64 +275,49 @@ impl<O: Ops> History<O> {
     }
 
     /// Gives up the oldest value and, on a residual, stages the tensors that go in: what the slots
-    /// cannot hold in buffers of the pool, which [`close`](Self::close) is given again.
-    pub fn open(
-        &mut self,
-        ops: &mut O,
-        pool: &mut Pool<O>,
-        entry: u32,
-        input: &Rows,
-    ) -> Result<Vec<O::Buffer>> {
+    /// cannot hold in buffers of the pool, until [`unstage`](Self::unstage).
+    pub fn open(&mut self, ops: &mut O, pool: &mut Pool<O>, entry: u32, input: Rows) -> Result<()> {
         if entry != self.entry {
             self.clear();
             self.entry = entry;
         }
         if self.keep.base == Base::Residual {
             self.reserve(ops, pool, input)?;
-            let staged = self.take_staging(ops, pool)?;
+            self.stage(ops, pool)?;
             self.give_up_oldest(ops);
             ops.combine_all(Rounding::Once, |form| {
-                for (track, _, place) in self.places(&staged) {
+                for (track, _, place) in self.places() {
                     let x = input.find(track.index, track.id);
-                    x.into_iter().for_each(|x| form(Sum::copy(place, x)));
+                    x.into_iter().for_each(|x| form(Sum::copy(place, *x)));
                 }
             });
-            self.open = true;
-            return Ok(staged);
         }
         self.open = true;
-        Ok(Vec::new())
+        Ok(())
     }
 
     /// Each tensor's view in the slot being filled, and where its input waits for its output: there, or
     /// in the next of the staging buffers.
-    fn places<'a>(
-        &'a self,
-        staging: &'a [O::Buffer],
-    ) -> impl Iterator<Item = (&'a Track, View, View)> {
-        let mut staging = staging.iter();
+    fn places(&self) -> impl Iterator<Item = (&Track, View, View)> {
+        let mut staging = self.staged.iter();
         self.tracks.iter().zip(&self.slots[0]).map(move |(track, slot)| {
             let staged = needs_staging(&self.keep, track.shape.dtype).then(|| staging.next());
             (track, slot.view(), staged.flatten().map_or(slot.view(), Buffer::view))
         })
     }
 
-    /// A buffer for each track that needs one, in their order.
-    fn take_staging(&self, ops: &mut O, pool: &mut Pool<O>) -> Result<Vec<O::Buffer>> {
-        let mut staged = Vec::new();
-        for track in &self.tracks {
-            if !needs_staging(&self.keep, track.shape.dtype) {
-                continue;
-            }
-            match pool.take(ops, track.shape) {
-                Ok(buffer) => staged.push(buffer),
-                Err(error) => {
-                    staged.into_iter().for_each(|buffer| pool.give(buffer));
-                    return Err(error);
-                }
-            }
+    /// Takes a buffer for each track that needs one, in their order.
+    fn stage(&mut self, ops: &mut O, pool: &mut Pool<O>) -> Result<()> {
+        self.unstage(pool);
+        for track in self.tracks.iter().filter(|t| needs_staging(&self.keep, t.shape.dtype)) {
+            self.staged.push(pool.take(ops, track.shape)?);
         }
-        Ok(staged)
+        Ok(())
+    }
+
+    /// Gives back what an input was staged in.
+    pub fn unstage(&mut self, pool: &mut Pool<O>) {
+        self.staged.drain(..).for_each(|buffer| pool.give(buffer));
     }
 
     /// Shapes of what [`open`](Self::open) needs staging buffers for.
@@ -374,14 +327,7 @@ impl<O: Ops> History<O> {
     }
 
     /// Takes the computed value into the history.
-    pub fn close(
-        &mut self,
-        ops: &mut O,
-        pool: &mut Pool<O>,
-        step: f64,
-        out: &Rows,
-        staging: &[O::Buffer],
-    ) -> Result<()> {
+    pub fn close(&mut self, ops: &mut O, pool: &mut Pool<O>, step: f64, out: Rows) -> Result<()> {
         if self.keep.base == Base::Output {
             self.reserve(ops, pool, out)?;
         }
@@ -414,15 +360,15 @@ impl<O: Ops> History<O> {
                 self.give_up_oldest(ops);
                 ops.combine_all(Rounding::Once, |form| {
                     for (track, slot) in self.tracks.iter().zip(&self.slots[0]) {
-                        found(track).into_iter().for_each(|y| form(Sum::copy(slot.view(), y)));
+                        found(track).into_iter().for_each(|y| form(Sum::copy(slot.view(), *y)));
                     }
                 });
             }
             (Form::Values, Base::Residual) => {
                 ops.combine_all(Rounding::Once, |form| {
-                    for (track, slot, base) in self.places(staging) {
+                    for (track, slot, base) in self.places() {
                         let Some(y) = found(track) else { continue };
-                        form(Sum::new(slot, Some(y), &[(-1.0, base)]));
+                        form(Sum::new(slot, Some(*y), &[(-1.0, base)]));
                     }
                 });
             }
@@ -435,7 +381,7 @@ impl<O: Ops> History<O> {
     }
 
     /// A computed value goes onto the ladder.
-    fn climb(&self, ops: &mut O, step: f64, out: &Rows) {
+    fn climb(&self, ops: &mut O, step: f64, out: Rows) {
         let held = self.anchors.len().min(self.capacity);
         let gap = match self.anchors.first() {
             Some(newest) if self.form == Form::Ladder => step - newest.step,
@@ -443,7 +389,7 @@ impl<O: Ops> History<O> {
         };
         for (k, track) in self.tracks.iter().enumerate() {
             let Some(y) = out.find(track.index, track.id) else { continue };
-            ops.ladder(y, &self.rungs(k)[..self.capacity], held, gap);
+            ops.ladder(*y, &self.rungs(k)[..self.capacity], held, gap);
         }
     }
 

@@ -27,6 +27,7 @@
 //! | estimators: hold, Taylor, Newton, Hermite, linear, FoCa | [`estimator`] |
 //! | probes: what a rule measures | [`gauge`] |
 //! | the kept values of one place | [`history`] |
+//! | the tensors of a call, branch by branch | [`rows`] |
 //! | buffers between two uses | [`pool`] |
 //! | the numbers: order of sums, rounding; host memory; allocators and budget | [`ops`] |
 //! | reasons and records of decisions, counts of a run | [`trace`], [`stats`] |
@@ -48,6 +49,7 @@ pub mod ops;
 pub mod options;
 pub mod pool;
 pub mod preset;
+pub mod rows;
 pub mod rule;
 pub mod scope;
 pub mod stats;

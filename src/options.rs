@@ -8,7 +8,7 @@ use crate::scope::Kind;
 
 pub const MAX_STEPS: usize = 256;
 pub const MAX_ORDER: u32 = 4;
-pub const MAX_TENSORS: usize = crate::history::MAX_TENSORS;
+pub const MAX_TENSORS: usize = crate::rows::MAX_TENSORS;
 
 /// When: the rule that decides, beside the limits and the mask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

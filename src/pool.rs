@@ -39,11 +39,11 @@ impl<O: Ops> Pool<O> {
         self.planned
     }
 
-    /// Gives back what is of none of these shapes.
-    pub fn keep_only(&mut self, ops: &mut O, shapes: &[Shape]) {
-        if self.buffers.iter().any(|(shape, _)| !shapes.contains(shape)) {
+    /// Gives back what is of a shape that is not used.
+    pub fn keep_only(&mut self, ops: &mut O, is_used: impl Fn(&Shape) -> bool) {
+        if self.buffers.iter().any(|(shape, _)| !is_used(shape)) {
             ops.before_drop();
-            self.buffers.retain(|(shape, _)| shapes.contains(shape));
+            self.buffers.retain(|(shape, _)| is_used(shape));
         }
     }
 

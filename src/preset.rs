@@ -271,7 +271,7 @@ fn policy(options: &Options, scope: Scope, every: Option<u32>, window: Option<Sp
 
     let mut rules: Vec<Box<dyn Rule>> = vec![Box::new(Limits::new(rails))];
     if !options.mask.is_empty() {
-        rules.push(Box::new(Mask(options.mask.clone())));
+        rules.push(Box::new(Mask(options.mask.clone().into())));
     }
     if let Some(Span(low, high)) = window {
         rules.push(Box::new(Window { low, high }));

@@ -37,6 +37,15 @@ pub struct Observed {
     pub changes: Ring<f64>,
 }
 
+impl Observed {
+    /// Forgets the run before, and keeps the memory.
+    pub fn begin_run(&mut self, stats: Stats) {
+        self.stats = stats;
+        self.trace.clear();
+        self.changes.clear();
+    }
+}
+
 /// The 5th, 50th and 95th percentile of the metric; NaN if nothing was measured.
 pub fn percentiles(changes: &Ring<f64>) -> [f64; 3] {
     let mut sorted: Vec<_> = changes.iter().copied().collect();

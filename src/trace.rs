@@ -31,6 +31,11 @@ impl<T> Default for Ring<T> {
 }
 
 impl<T> Ring<T> {
+    /// Makes room for so many values, as far as they will be kept.
+    pub fn expect(&mut self, n: usize) {
+        self.0.reserve_exact(n.min(CAPACITY).saturating_sub(self.0.len()));
+    }
+
     pub fn push(&mut self, value: T) {
         if self.0.len() == CAPACITY {
             self.0.pop_front();

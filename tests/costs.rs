@@ -5,7 +5,6 @@ mod support;
 use diffcache::cache::{Cache, Engine, Given, PassInfo, Run, flag};
 use diffcache::error::Result;
 use diffcache::group::{Layout, Unit};
-use diffcache::history::MAX_TENSORS;
 use diffcache::ops::host::Host;
 use diffcache::ops::memory::Memory;
 use diffcache::ops::memory::Storage;
@@ -158,7 +157,7 @@ impl Rig {
     fn info(&self, branches: &[usize]) -> Result<PassInfo> {
         Ok(PassInfo {
             step: self.step,
-            branches: branches.to_vec(),
+            branches: branches.iter().copied().collect(),
             flags: 0,
             timestep: 0.0,
             stream: std::ptr::null_mut(),
@@ -186,7 +185,7 @@ impl Rig {
         let mut skipped = 0;
         self.cache.begin_pass(self.info(&[0])).expect("a pass");
         for block in 0..BLOCKS {
-            let (action, result) = self.cache.before_block(block, || Ok((given, None)));
+            let (action, result) = self.cache.before_block(block, &given, None);
             result.expect("before_block");
             skipped += usize::from(action == Action::Skip);
             if action == Action::Skip {
@@ -194,15 +193,15 @@ impl Rig {
             }
             for (k, kind) in (0..).zip(KINDS) {
                 let number = block * KINDS.len() as u32 + k;
-                let (action, result) = self.cache.before_layer(number, kind, || Ok(out));
+                let (action, result) = self.cache.before_layer(number, kind, &out);
                 result.expect("before_layer");
                 skipped += usize::from(action == Action::Skip);
                 if action == Action::Compute {
-                    self.cache.after_layer(number, || Ok(out)).expect("after_layer");
+                    self.cache.after_layer(number, &out).expect("after_layer");
                 }
             }
             x.map(|x| 1.1 * x);
-            self.cache.after_block(block, || Ok(given)).expect("after_block");
+            self.cache.after_block(block, &given).expect("after_block");
         }
         self.cache.end_pass().expect("end_pass");
         self.step += 1;
@@ -216,25 +215,26 @@ impl Rig {
             tensor.fill(x);
             tensor
         });
-        let pair = (given(&cond), given(&uncond));
-        let (action, result) = self.cache.before_uncond(self.info(&[1]), || Ok(pair));
+        let (cond, uncond) = (given(&cond), given(&uncond));
+        let (action, result) = self.cache.before_uncond(self.info(&[1]), &cond, &uncond);
         result.expect("before_uncond");
         if action == Action::Compute {
-            self.cache.after_uncond(self.info(&[1]), || Ok(pair)).expect("after_uncond");
+            self.cache.after_uncond(self.info(&[1]), &cond, &uncond).expect("after_uncond");
         }
         self.step += 1;
         action
     }
 }
 
-fn given(tensor: &support::Tensor) -> Given {
+fn given(tensor: &support::Tensor) -> impl Fn(&mut Given) -> Result<()> {
     let lent = tensor.lent();
     let shape: Vec<_> = tensor.shape.iter().map(|n| *n as i64).collect();
     let stride = vec![0; shape.len()];
     let tensor = Tensor::new(lent.data.cast(), tensor.dtype, &shape, &stride, 0).expect("legal");
-    let mut tensors = [None; MAX_TENSORS];
-    tensors[0] = Some(tensor);
-    Given { tensors, n: 1 }
+    move |given| {
+        given.push(tensor);
+        Ok(())
+    }
 }
 
 /// Reads and writes of the first computed pass, and of the first skipped one, for each value.
@@ -314,12 +314,12 @@ fn an_engine_that_keeps_its_input_saves_the_copy() {
         h.map(|x| 1.1 * x);
         let (x, h) = (given(&x), given(&h));
         rig.cache.begin_pass(rig.info(&[0])).expect("a pass");
-        let _ = rig.cache.before_block(0, || Ok((x, Some(h))));
-        rig.cache.after_block(0, || Ok(h)).expect("after_block");
-        let (action, result) = rig.cache.before_block(1, || Ok((h, None)));
+        let _ = rig.cache.before_block(0, &x, Some(&h));
+        rig.cache.after_block(0, &h).expect("after_block");
+        let (action, result) = rig.cache.before_block(1, &h, None);
         result.expect("before_block");
         if action == Action::Compute {
-            rig.cache.after_block(BLOCKS - 1, || Ok(h)).expect("after_block");
+            rig.cache.after_block(BLOCKS - 1, &h).expect("after_block");
         }
         rig.cache.end_pass().expect("end_pass");
         rig.step += 1;
@@ -464,7 +464,7 @@ fn the_engine_may_compute_a_pass_of_layers_all_the_same() {
     info.flags = flag::COMPUTE;
     rig.cache.begin_pass(Ok(info)).expect("a pass");
     let layer = support::Tensor::new(Dtype::F32, &[N]).on_host();
-    let (action, result) = rig.cache.before_layer(0, Kind::Spatial, || Ok(given(&layer)));
+    let (action, result) = rig.cache.before_layer(0, Kind::Spatial, &given(&layer));
     result.expect("legal");
     assert_eq!(action, Action::Compute);
 }

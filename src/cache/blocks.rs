@@ -1,26 +1,28 @@
 //! Blocks and the model: which of them a pass may leave out, and what they are given and give.
-use super::tensors::{check_out, rows};
-use super::{Cache, Given, MODEL, OpenPass, reason_of, reducer};
+use super::tensors::{check_out, cut};
+use super::{Cache, MODEL, OpenPass, Read, reason_of, reducer};
 use crate::error::{Error, Result, bail};
 use crate::group::Place;
 use crate::ops::Ops;
+use crate::rows::Stacked;
 use crate::rule::Action;
 use crate::scope::Base;
 
 impl<O: Ops> Cache<O> {
-    /// `read` gives the tensors of the call; it is asked only where they matter.
+    /// Without `out`, results go over `input`.
     pub fn before_block(
         &mut self,
         unit: u32,
-        read: impl Fn() -> Result<(Given, Option<Given>)>,
+        input: Read,
+        out: Option<Read>,
     ) -> (Action, Result<()>) {
         let Some(mut pass) = self.pass.take() else {
             let text = format!("before_block({unit}) outside begin_pass and end_pass");
             return (Action::Compute, Err(Error::State(text)));
         };
         let (action, result) = match self.group_of(unit) {
-            Some(index) if unit == MODEL => self.enter(index, &mut pass, unit, read),
-            Some(index) => self.before_one_block(index, &mut pass, unit, read),
+            Some(index) if unit == MODEL => self.enter(index, &mut pass, unit, input, out),
+            Some(index) => self.before_one_block(index, &mut pass, unit, input, out),
             None => (Action::Compute, Ok(())),
         };
         let result = self.noted(&mut pass, action, result);
@@ -33,7 +35,8 @@ impl<O: Ops> Cache<O> {
         index: usize,
         pass: &mut OpenPass,
         block: u32,
-        read: impl Fn() -> Result<(Given, Option<Given>)>,
+        input: Read,
+        out: Option<Read>,
     ) -> (Action, Result<()>) {
         let Some((front, end)) = self.span(index) else {
             return (Action::Compute, Ok(()));
@@ -61,44 +64,53 @@ impl<O: Ops> Cache<O> {
         }
         if !single || block >= end {
             // Unless `after_block` showed what left the last one, this is it.
-            let late = self.leave_late(index, pass, &read);
+            let late = self.leave_late(index, pass, input);
             if late.is_err() || block >= end {
                 return (Action::Compute, late);
             }
         }
         if block >= front && !(single && self.groups[index].is_reached()) {
-            return self.enter(index, pass, block, read);
+            return self.enter(index, pass, block, input, out);
         }
         if block >= front {
             return (if filled { Action::Skip } else { Action::Compute }, Ok(()));
         }
         let result = match block {
-            0 => read().and_then(|(input, out)| {
-                let stacked = pass.members.len();
-                let ops = &mut self.ops;
-                let input = rows(ops, &input, stacked)?;
-                let out = out.as_ref().map_or(Ok(input.clone()), |out| rows(ops, out, stacked))?;
-                check_out(&input, &out, false)?;
-                self.groups[index].input(&mut self.ops, &input)
-            }),
+            0 => self
+                .cut_block(pass, input, out, false)
+                .and_then(|_| self.groups[index].input(&mut self.ops, &self.input)),
             _ => Ok(()),
         };
         (Action::Compute, result)
     }
 
-    /// What a block is given has left the blocks before it.
-    fn leave_late(
+    /// Cuts what a block is given and where its result goes; true if that is a place of its own.
+    fn cut_block(
         &mut self,
-        index: usize,
         pass: &OpenPass,
-        read: impl Fn() -> Result<(Given, Option<Given>)>,
-    ) -> Result<()> {
+        input: Read,
+        out: Option<Read>,
+        residual: bool,
+    ) -> Result<bool> {
+        let stacked = pass.members.len();
+        cut(&mut self.ops, input, stacked, &mut self.input)?;
+        let Some(out) = out else {
+            check_out(&self.input, &self.input, residual)?;
+            return Ok(false);
+        };
+        cut(&mut self.ops, out, stacked, &mut self.out)?;
+        check_out(&self.input, &self.out, residual)?;
+        Ok(true)
+    }
+
+    /// What a block is given has left the blocks before it.
+    fn leave_late(&mut self, index: usize, pass: &OpenPass, input: Read) -> Result<()> {
         let group = &mut self.groups[index];
         let Some(number) = group.open_site() else {
             return Ok(());
         };
-        let rows = rows(&mut self.ops, &read()?.0, pass.members.len())?;
-        group.leave(&mut self.ops, Place { number, entry: number as u32 }, &rows)
+        cut(&mut self.ops, input, pass.members.len(), &mut self.input)?;
+        group.leave(&mut self.ops, Place { number, entry: number as u32 }, &self.input)
     }
 
     /// A block or the model that may be skipped, or a stack of blocks, begins here.
@@ -107,7 +119,8 @@ impl<O: Ops> Cache<O> {
         index: usize,
         pass: &mut OpenPass,
         unit: u32,
-        read: impl Fn() -> Result<(Given, Option<Given>)>,
+        input: Read,
+        out: Option<Read>,
     ) -> (Action, Result<()>) {
         let group = &mut self.groups[index];
         let place = group.place(unit);
@@ -117,23 +130,18 @@ impl<O: Ops> Cache<O> {
             return (action, Err(Error::State(text)));
         }
         let residual = group.policy().keep.base == Base::Residual;
-        let given = read().and_then(|(input, out)| {
-            let stacked = pass.members.len();
-            let ops = &mut self.ops;
-            let input_rows = rows(ops, &input, stacked)?;
-            let out_rows =
-                out.as_ref().map_or(Ok(input_rows.clone()), |out| rows(ops, out, stacked))?;
-            check_out(&input_rows, &out_rows, residual)?;
-            Ok((input_rows, out_rows))
-        });
+        let given = self.cut_block(pass, input, out, residual);
+        let group = &mut self.groups[index];
         let mut reduce = reducer(&self.engine);
         let mut reduce = reduce.as_mut().map(|r| r as _);
-        let entered = given.and_then(|(input, out)| {
+        let entered = given.and_then(|apart| {
+            let input = &self.input;
+            let out: &Stacked = if apart { &self.out } else { input };
             // Unless `after_block` of the last front block showed what left it, this is it.
             if !group.is_reached() {
-                group.front(&mut self.ops, &input)?;
+                group.front(&mut self.ops, input)?;
             }
-            group.enter(&mut self.ops, place, &input, &out, reduce.take())
+            group.enter(&mut self.ops, place, input, out, reduce.take())
         });
         match entered {
             Ok(action) => (action, Ok(())),
@@ -150,7 +158,7 @@ impl<O: Ops> Cache<O> {
         }
     }
 
-    pub fn after_block(&mut self, unit: u32, read: impl Fn() -> Result<Given>) -> Result<()> {
+    pub fn after_block(&mut self, unit: u32, read: Read) -> Result<()> {
         let Some(mut pass) = self.pass.take() else {
             bail!(State, "after_block({unit}) outside begin_pass and end_pass");
         };
@@ -163,13 +171,7 @@ impl<O: Ops> Cache<O> {
         result
     }
 
-    fn after(
-        &mut self,
-        index: usize,
-        pass: &mut OpenPass,
-        unit: u32,
-        read: impl Fn() -> Result<Given>,
-    ) -> Result<()> {
+    fn after(&mut self, index: usize, pass: &mut OpenPass, unit: u32, read: Read) -> Result<()> {
         let (front, end) = self.span(index).unwrap_or((unit, unit));
         let group = &mut self.groups[index];
         let model = unit == MODEL;
@@ -187,15 +189,15 @@ impl<O: Ops> Cache<O> {
         let single = group.policy().scope.is_single();
         let leaves = model || unit + 1 == end || (inside && !single);
         if leaves && group.is_open_at(place) {
-            let rows = rows(&mut self.ops, &read()?, pass.members.len())?;
-            group.leave(&mut self.ops, place, &rows)
+            cut(&mut self.ops, read, pass.members.len(), &mut self.out)?;
+            group.leave(&mut self.ops, place, &self.out)
         } else if inside && !group.is_reached_at(place) {
             group.pass_by(place);
             let first = if model || !single { unit } else { front };
             bail!(State, "after_block({unit}) before before_block({first})")
         } else if !model && unit + 1 == front {
-            let rows = rows(&mut self.ops, &read()?, pass.members.len())?;
-            group.front(&mut self.ops, &rows)
+            cut(&mut self.ops, read, pass.members.len(), &mut self.out)?;
+            group.front(&mut self.ops, &self.out)
         } else {
             Ok(())
         }

@@ -1,19 +1,15 @@
 //! Layers: each kind decides for itself, and each layer keeps its own output.
-use super::tensors::{check_out, rows};
-use super::{Cache, Given, OpenPass, reason_of, reducer};
+use super::tensors::{check_out, cut};
+use super::{Cache, OpenPass, Read, reason_of, reducer};
 use crate::error::{Error, Result, bail};
 use crate::ops::Ops;
+use crate::rows::Stacked;
 use crate::rule::Action;
 use crate::scope::{Kind, Scope};
 
 impl<O: Ops> Cache<O> {
     /// `read` gives what the layer writes.
-    pub fn before_layer(
-        &mut self,
-        layer: u32,
-        kind: Kind,
-        read: impl Fn() -> Result<Given>,
-    ) -> (Action, Result<()>) {
+    pub fn before_layer(&mut self, layer: u32, kind: Kind, read: Read) -> (Action, Result<()>) {
         let Some(mut pass) = self.pass.take() else {
             let text = format!("before_layer({layer}) outside begin_pass and end_pass");
             return (Action::Compute, Err(Error::State(text)));
@@ -47,7 +43,7 @@ impl<O: Ops> Cache<O> {
         pass: &OpenPass,
         layer: u32,
         kind: Kind,
-        read: impl Fn() -> Result<Given>,
+        read: Read,
     ) -> (Action, Result<()>) {
         let Some(index) = self.group_of_kind(kind) else {
             return (Action::Compute, Ok(()));
@@ -60,14 +56,12 @@ impl<O: Ops> Cache<O> {
             let text = format!("before_layer({layer}) a second time in one pass");
             return (Action::Compute, Err(Error::State(text)));
         }
-        let out = read().and_then(|given| {
-            let out = rows(&mut self.ops, &given, pass.members.len())?;
-            check_out(&[], &out, false)?;
-            Ok(out)
-        });
+        let none = Stacked::default();
+        let out = cut(&mut self.ops, read, pass.members.len(), &mut self.out)
+            .and_then(|()| check_out(&none, &self.out, false));
         let settled = self.settle_layers(out.as_ref().err());
         let group = &mut self.groups[index];
-        match out.and_then(|out| group.enter(&mut self.ops, place, &[], &out, None)) {
+        match out.and_then(|()| group.enter(&mut self.ops, place, &none, &self.out, None)) {
             Ok(action) => (action, settled),
             Err(error) => {
                 // What is in `out` does not matter: the layer computes over it.
@@ -99,7 +93,7 @@ impl<O: Ops> Cache<O> {
         settled
     }
 
-    pub fn after_layer(&mut self, layer: u32, read: impl Fn() -> Result<Given>) -> Result<()> {
+    pub fn after_layer(&mut self, layer: u32, read: Read) -> Result<()> {
         let Some(mut pass) = self.pass.take() else {
             bail!(State, "after_layer({layer}) outside begin_pass and end_pass");
         };
@@ -109,12 +103,7 @@ impl<O: Ops> Cache<O> {
         result
     }
 
-    fn leave_layer(
-        &mut self,
-        pass: &OpenPass,
-        layer: u32,
-        read: impl Fn() -> Result<Given>,
-    ) -> Result<()> {
+    fn leave_layer(&mut self, pass: &OpenPass, layer: u32, read: Read) -> Result<()> {
         let n = self.engine.n_layers;
         let Some(kind) = self.kinds.get(layer as usize) else {
             bail!(Arg, "layer is {layer}, allowed is below n_layers, {n}");
@@ -132,8 +121,8 @@ impl<O: Ops> Cache<O> {
             bail!(State, "layer {layer} was answered SKIP and ran");
         }
         if group.is_open_at(place) {
-            let rows = rows(&mut self.ops, &read()?, pass.members.len())?;
-            return group.leave(&mut self.ops, place, &rows);
+            cut(&mut self.ops, read, pass.members.len(), &mut self.out)?;
+            return group.leave(&mut self.ops, place, &self.out);
         }
         if group.takes(place) && !group.is_reached_at(place) {
             group.pass_by(place);

@@ -114,15 +114,16 @@ impl<O: Ops> Cache<O> {
         let with_uncond = info.branches.contains(&uncond);
         let asked = run.pass_of(&info);
         let passes = |step| run.coming(asked, step);
-        let forecast = || self.guidance.as_ref().map(|guidance| guidance.forecast(run.first_step));
-        let cond_only = match with_uncond {
-            true => Some(false),
-            false => {
-                forecast().and_then(|mut forecast| forecast.at(asked.step, passes)).map(is_skip)
+        let mut guidance = self.guidance.as_mut();
+        let cond_only = match (with_uncond, guidance.as_deref_mut()) {
+            (true, _) => Some(false),
+            (false, Some(guide)) => {
+                guide.forecast(run.first_step).at(asked.step, passes).map(is_skip)
             }
+            (false, None) => None,
         };
         let pass = Pass { cond_only, ..asked };
-        let mut forecast = forecast();
+        let mut forecast = guidance.map(|guidance| guidance.forecast(run.first_step));
         let stacks = self.engine.max_stacked > 1 && forecast.is_some();
         let at = |step| {
             let left_out = match &mut forecast {
@@ -152,8 +153,8 @@ impl<O: Ops> Cache<O> {
         }
     }
 
-    fn peek_uncond(&self, info: Option<PassInfo>) -> Result<Option<Action>> {
-        let (Some(guidance), Some(run)) = (&self.guidance, &self.run) else {
+    fn peek_uncond(&mut self, info: Option<PassInfo>) -> Result<Option<Action>> {
+        let (Some(guidance), Some(run)) = (&mut self.guidance, &self.run) else {
             return Ok(Some(Action::Compute));
         };
         let (asked, flags) = match (&info, &self.pass) {

@@ -1,6 +1,6 @@
 //! The unconditional branch, outside passes: what [`guidance`](crate::guidance) answers and learns.
 use super::tensors::prediction;
-use super::{Cache, Given, PassInfo, UNCOND, flag};
+use super::{Cache, PassInfo, Read, UNCOND, flag};
 use crate::error::{Error, Result, bail};
 use crate::guidance::Guidance;
 use crate::log::{self, Level};
@@ -13,15 +13,15 @@ impl<O: Ops> Cache<O> {
     pub fn before_uncond(
         &mut self,
         info: Result<PassInfo>,
-        read: impl Fn() -> Result<(Given, Given)>,
+        cond: Read,
+        uncond: Read,
     ) -> (Action, Result<()>) {
         if self.guidance.is_none() {
             return (Action::Compute, Ok(()));
         }
         let asked = self.guided(info, "before_uncond").and_then(|(about, flags)| {
-            let (cond, uncond) = read()?;
-            let cond = prediction(&mut self.ops, &cond).map_err(|e| e.within("cond"))?;
-            let uncond = prediction(&mut self.ops, &uncond).map_err(|e| e.within("uncond"))?;
+            let cond = prediction(&mut self.ops, cond).map_err(|e| e.within("cond"))?;
+            let uncond = prediction(&mut self.ops, uncond).map_err(|e| e.within("uncond"))?;
             let Some(guidance) = &mut self.guidance else {
                 return Ok((about, Action::Compute, Reason::None));
             };
@@ -43,18 +43,13 @@ impl<O: Ops> Cache<O> {
     }
 
     /// Both predictions of a step in which the branch ran.
-    pub fn after_uncond(
-        &mut self,
-        info: Result<PassInfo>,
-        read: impl Fn() -> Result<(Given, Given)>,
-    ) -> Result<()> {
+    pub fn after_uncond(&mut self, info: Result<PassInfo>, cond: Read, uncond: Read) -> Result<()> {
         if self.guidance.is_none() {
             return Ok(());
         }
         let taken = self.guided(info, "after_uncond").and_then(|(about, _)| {
-            let (cond, uncond) = read()?;
-            let cond = prediction(&mut self.ops, &cond).map_err(|e| e.within("cond"))?;
-            let uncond = prediction(&mut self.ops, &uncond).map_err(|e| e.within("uncond"))?;
+            let cond = prediction(&mut self.ops, cond).map_err(|e| e.within("cond"))?;
+            let uncond = prediction(&mut self.ops, uncond).map_err(|e| e.within("uncond"))?;
             let Some(guidance) = &mut self.guidance else { return Ok(()) };
             if guidance.after(&mut self.ops, &about, &cond, &uncond)? {
                 self.count_uncond(&about, Action::Compute, Reason::Engine);
@@ -95,7 +90,7 @@ impl<O: Ops> Cache<O> {
         }
         self.check_pass(&info, call)?;
         let uncond = self.engine.uncond;
-        if info.branches != [uncond] {
+        if info.branches[..] != [uncond] {
             let branches = &info.branches;
             bail!(
                 Arg,

@@ -1,10 +1,10 @@
 //! The functions of `include/diffcache.h`, in its order. Their docs are the header's.
 use super::guard::{self, caught, set_last_error, status, value};
-use super::handle::{Entered, Table};
+use super::handle::{Entered, Notes, Table};
 use super::structs::{self, Backend, Versioned};
 use super::thread;
 use super::types::*;
-use crate::cache::{Cache, Given};
+use crate::cache::{Cache, Given, Read};
 use crate::error::{Error, Result, bail};
 use crate::log::{self, Level};
 use crate::ops::any::Any;
@@ -20,7 +20,6 @@ use std::collections::VecDeque;
 use std::ffi::{c_char, c_void};
 use std::ptr::null_mut;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::ThreadId;
 
 static CACHES: Table<Entry> = Table::new();
 
@@ -30,7 +29,7 @@ struct Entry {
     n_branches: usize,
     /// Number of the pass begun last, and the thread that began it, while it is open.
     serial: u64,
-    owner: Option<ThreadId>,
+    owner: Option<usize>,
     /// Passes that another thread ended, newest last.
     cancelled: VecDeque<u64>,
     /// A bug was hit: everything computes.
@@ -45,7 +44,7 @@ const REMEMBERED: usize = 1024;
 impl Entry {
     /// The open pass ends for another reason than its own `end_pass`.
     fn take_over(&mut self) {
-        let me = std::thread::current().id();
+        let me = thread::me();
         if self.owner.take().is_some_and(|owner| owner != me) {
             if self.cancelled.len() == REMEMBERED {
                 self.cancelled.pop_front();
@@ -56,8 +55,8 @@ impl Entry {
 
     /// A call of the open pass that was turned away makes the pass compute; true if an answer is in
     /// doubt.
-    fn heed_refused(&mut self, handle: usize) -> bool {
-        let (refused, doubted) = CACHES.take_refused(handle);
+    fn heed_refused(&mut self, notes: &Notes) -> bool {
+        let (refused, doubted) = notes.take_refused();
         if refused {
             let text = "a call of this pass met another thread in a call on this cache";
             let _ = self.cache.fail::<()>(Error::Busy(text.to_owned()));
@@ -80,17 +79,20 @@ fn enter(cache: *const dc_cache_t) -> Result<Entered<'static, Entry>> {
 
 /// Runs `f` on the cache; null is caching off. A panic breaks the cache, not the host.
 fn with<T>(cache: *const dc_cache_t, off: T, f: impl FnOnce(&mut Entry) -> Result<T>) -> Result<T> {
-    if cache.is_null() { Ok(off) } else { serve(cache, f) }
+    if cache.is_null() { Ok(off) } else { serve(cache, |entry, _| f(entry)) }
 }
 
 /// As [`with`], on a cache that is not null.
-fn serve<T>(cache: *const dc_cache_t, f: impl FnOnce(&mut Entry) -> Result<T>) -> Result<T> {
+fn serve<T>(
+    cache: *const dc_cache_t,
+    f: impl FnOnce(&mut Entry, &Notes) -> Result<T>,
+) -> Result<T> {
     let mut entered = enter(cache)?;
-    let entry = entered.value();
+    let (entry, notes) = entered.parts();
     if let Some(error) = &entry.broken {
         return Err(error.clone());
     }
-    let result = caught(|| f(entry));
+    let result = caught(|| f(entry, notes));
     if let Err(error @ Error::Internal(_)) = &result {
         let entry = entered.value();
         entry.broken = Some(error.clone());
@@ -117,11 +119,11 @@ fn in_pass<T>(
         if thread::find(handle).is_some_and(|mine| mine.serial == 0) {
             bail!(Busy, "begin_pass was refused: another thread is in a call on this cache");
         }
-        serve(cache, |entry| {
+        serve(cache, |entry, notes| {
             if entry.lost(handle) {
                 bail!(State, "another thread began a run or a pass on this cache");
             }
-            entry.heed_refused(handle);
+            entry.heed_refused(notes);
             let result = f(entry);
             if entry.owner.is_some() {
                 thread::join(handle, entry.serial, entry.cache.filled_span());
@@ -506,13 +508,16 @@ pub unsafe extern "C" fn dc_cache_begin_pass(
     let handle = cache.addr();
     let mut served = false;
     let begun = caught(|| {
-        with(cache, (), |entry| {
+        if cache.is_null() {
+            return Ok(());
+        }
+        serve(cache, |entry, notes| {
             entry.take_over();
             entry.serial += 1;
-            entry.owner = Some(std::thread::current().id());
+            entry.owner = Some(thread::me());
             thread::begin(handle, entry.serial, |handle| CACHES.announced(handle).is_ok());
-            CACHES.announce(handle, entry.serial);
-            CACHES.take_refused(handle);
+            notes.announce(entry.serial);
+            notes.take_refused();
             served = true;
             entry.cache.begin_pass(unsafe { structs::pass(pass) })
         })
@@ -562,12 +567,11 @@ pub unsafe extern "C" fn dc_cache_before_block(
     let (compute, skip) = (dc_action::DC_COMPUTE as u32, dc_action::DC_SKIP as u32);
     let told = |mine: &thread::Mine| if mine.skips(block) { skip } else { compute };
     in_pass(cache, compute, told, compute, |entry| {
-        let read = || unsafe {
-            let given = structs::tensors("in", in_, n)?;
-            let out = if out.is_null() { None } else { Some(structs::tensors("out", out, n)?) };
-            Ok((given, out))
-        };
-        let (action, result) = entry.cache.before_block(block, read);
+        let input = |given: &mut Given| unsafe { structs::tensors("in", in_, n, given) };
+        let output = |given: &mut Given| unsafe { structs::tensors("out", out, n, given) };
+        let output: Read = &output;
+        let output = (!out.is_null()).then_some(output);
+        let (action, result) = entry.cache.before_block(block, &input, output);
         if let Err(error) = result {
             set_last_error(&error);
         }
@@ -594,8 +598,8 @@ pub unsafe extern "C" fn dc_cache_after_block(
         |_| (),
         (),
         |entry| {
-            let read = || unsafe { structs::tensors("out", out, n) };
-            if let Err(error) = entry.cache.after_block(block, read) {
+            let read = |given: &mut Given| unsafe { structs::tensors("out", out, n, given) };
+            if let Err(error) = entry.cache.after_block(block, &read) {
                 set_last_error(&error);
             }
             Ok(())
@@ -615,12 +619,15 @@ pub extern "C" fn dc_cache_end_pass(cache: *mut dc_cache_t) -> dc_status_t {
         if mine.is_some_and(|mine| mine.serial == 0) {
             bail!(Busy, "begin_pass was refused: another thread was in a call on this cache");
         }
-        let ended = with(cache, (), |entry| {
+        if cache.is_null() {
+            return Ok(());
+        }
+        let ended = serve(cache, |entry, notes| {
             let cancelled = mine.is_some_and(|mine| entry.cancelled.contains(&mine.serial));
             if cancelled {
                 bail!(State, "another thread began a run or a pass on this cache");
             }
-            let doubted = entry.heed_refused(handle);
+            let doubted = entry.heed_refused(notes);
             entry.owner = None;
             let ended = entry.cache.end_pass();
             if doubted {
@@ -690,8 +697,8 @@ pub unsafe extern "C" fn dc_cache_before_layer(
                 Ok(kind) => kind,
                 Err(error) => return entry.cache.fail(error),
             };
-            let read = || unsafe { structs::tensors("out", out, n) };
-            let (action, result) = entry.cache.before_layer(layer, kind, read);
+            let read = |given: &mut Given| unsafe { structs::tensors("out", out, n, given) };
+            let (action, result) = entry.cache.before_layer(layer, kind, &read);
             if let Err(error) = result {
                 set_last_error(&error);
             }
@@ -718,8 +725,8 @@ pub unsafe extern "C" fn dc_cache_after_layer(
         |_| (),
         (),
         |entry| {
-            let read = || unsafe { structs::tensors("out", out, n) };
-            if let Err(error) = entry.cache.after_layer(layer, read) {
+            let read = |given: &mut Given| unsafe { structs::tensors("out", out, n, given) };
+            if let Err(error) = entry.cache.after_layer(layer, &read) {
                 set_last_error(&error);
             }
             Ok(())
@@ -769,9 +776,11 @@ pub unsafe extern "C" fn dc_cache_before_uncond(
     let compute = dc_action::DC_COMPUTE as u32;
     value(compute, || {
         with(cache, compute, |entry| {
-            let read = || unsafe { predictions(cond, uncond) };
+            let cond = |given: &mut Given| unsafe { structs::tensors("cond", cond, 1, given) };
+            let uncond =
+                |given: &mut Given| unsafe { structs::tensors("uncond", uncond, 1, given) };
             let info = unsafe { structs::pass(pass) };
-            let (action, result) = entry.cache.before_uncond(info, read);
+            let (action, result) = entry.cache.before_uncond(info, &cond, &uncond);
             result.map(|()| structs::action(action))
         })
     })
@@ -791,19 +800,12 @@ pub unsafe extern "C" fn dc_cache_after_uncond(
 ) -> dc_status_t {
     status(|| {
         with(cache, (), |entry| {
-            let read = || unsafe { predictions(cond, uncond) };
-            entry.cache.after_uncond(unsafe { structs::pass(pass) }, read)
+            let cond = |given: &mut Given| unsafe { structs::tensors("cond", cond, 1, given) };
+            let uncond =
+                |given: &mut Given| unsafe { structs::tensors("uncond", uncond, 1, given) };
+            entry.cache.after_uncond(unsafe { structs::pass(pass) }, &cond, &uncond)
         })
     })
-}
-
-/// # Safety
-/// Each is null or points to a tensor.
-unsafe fn predictions(
-    cond: *const dc_tensor_t,
-    uncond: *const dc_tensor_t,
-) -> Result<(Given, Given)> {
-    Ok(unsafe { (structs::tensors("cond", cond, 1)?, structs::tensors("uncond", uncond, 1)?) })
 }
 
 // ---- steering ----

@@ -39,12 +39,32 @@ struct Free {
 struct Slot<T> {
     state: AtomicU64,
     value: UnsafeCell<Option<Box<T>>>,
+    notes: Notes,
+    observed: Mutex<Option<Arc<Mutex<Observed>>>>,
+}
+
+/// What an owner and other threads leave for each other.
+#[derive(Default)]
+pub struct Notes {
     /// A number of the owner's that anyone may read.
     announced: AtomicU64,
     /// Somebody was turned away, or could not be sure of an answer, since the owner last asked.
     refused: AtomicBool,
     doubted: AtomicBool,
-    observed: Mutex<Option<Arc<Mutex<Observed>>>>,
+}
+
+impl Notes {
+    /// For the owner only.
+    pub fn announce(&self, number: u64) {
+        self.announced.store(number, Release);
+    }
+
+    /// For the owner only: since this was last asked, was a call turned away, and was an answer in
+    /// doubt?
+    pub fn take_refused(&self) -> (bool, bool) {
+        let take = |flag: &AtomicBool| flag.load(Relaxed) && flag.swap(false, AcqRel);
+        (take(&self.refused), take(&self.doubted))
+    }
 }
 
 // `value` is touched only by the thread that set BUSY.
@@ -85,9 +105,7 @@ impl<T: Send> Table<T> {
                     let slots = (0..FIRST << segment).map(|_| Slot {
                         state: AtomicU64::new(1 << GENERATION),
                         value: UnsafeCell::new(None),
-                        announced: AtomicU64::new(0),
-                        refused: AtomicBool::new(false),
-                        doubted: AtomicBool::new(false),
+                        notes: Notes::default(),
                         observed: Mutex::new(None),
                     });
                     slots.collect()
@@ -99,9 +117,8 @@ impl<T: Send> Table<T> {
         drop(free);
         let slot = self.slot(index).expect("its segment is made");
         *lock(&slot.observed) = Some(observed);
-        slot.announced.store(0, Relaxed);
-        slot.refused.store(false, Relaxed);
-        slot.doubted.store(false, Relaxed);
+        slot.notes.announce(0);
+        slot.notes.take_refused();
         // The slot is free, so nobody else touches its value.
         unsafe { *slot.value.get() = Some(value) };
         let generation = slot.state.load(Relaxed) >> GENERATION;
@@ -167,25 +184,10 @@ impl<T: Send> Table<T> {
     /// The number announced last by the owner of a live value.
     pub fn announced(&self, handle: usize) -> Result<u64> {
         let (_, slot, generation) = self.find(handle)?;
-        let announced = slot.announced.load(Acquire);
+        let announced = slot.notes.announced.load(Acquire);
         let state = slot.state.load(Acquire);
         let live = state >> GENERATION == generation && state & (LIVE | DOOMED) == LIVE;
         if live { Ok(announced) } else { Err(destroyed()) }
-    }
-
-    /// For the owner only.
-    pub fn announce(&self, handle: usize, number: u64) {
-        if let Ok((_, slot, _)) = self.find(handle) {
-            slot.announced.store(number, Release);
-        }
-    }
-
-    /// For the owner only: since this was last asked, was a call turned away, and was an answer in
-    /// doubt?
-    pub fn take_refused(&self, handle: usize) -> (bool, bool) {
-        let take = |flag: &AtomicBool| flag.load(Relaxed) && flag.swap(false, AcqRel);
-        self.find(handle)
-            .map_or((false, false), |(_, slot, _)| (take(&slot.refused), take(&slot.doubted)))
     }
 
     /// Lets the owner know that a call was turned away; and, in `doubt`, that its answer may have
@@ -194,8 +196,8 @@ impl<T: Send> Table<T> {
         if let Ok((_, slot, generation)) = self.find(handle)
             && slot.state.load(Acquire) >> GENERATION == generation
         {
-            slot.refused.store(true, Release);
-            slot.doubted.fetch_or(doubt, Release);
+            slot.notes.refused.store(true, Release);
+            slot.notes.doubted.fetch_or(doubt, Release);
         }
     }
 
@@ -221,8 +223,13 @@ pub struct Entered<'a, T: Send + 'static> {
 
 impl<T: Send> Entered<'_, T> {
     pub fn value(&mut self) -> &mut T {
+        self.parts().0
+    }
+
+    pub fn parts(&mut self) -> (&mut T, &Notes) {
         // BUSY is ours until drop, and a live slot has a value.
-        unsafe { (*self.slot.value.get()).as_mut() }.expect("a live slot has a value")
+        let value = unsafe { (*self.slot.value.get()).as_mut() };
+        (value.expect("a live slot has a value"), &self.slot.notes)
     }
 }
 

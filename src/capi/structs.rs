@@ -632,8 +632,12 @@ unsafe fn tensor_slice<'a>(
 
 /// # Safety
 /// `from` is null or points to `n` tensors.
-pub unsafe fn tensors(name: &str, from: *const dc_tensor_t, n: usize) -> Result<Given> {
-    let mut given = Given { tensors: [None; DC_MAX_TENSORS], n };
+pub unsafe fn tensors(
+    name: &str,
+    from: *const dc_tensor_t,
+    n: usize,
+    given: &mut Given,
+) -> Result<()> {
     let slice = unsafe { tensor_slice(name, from, n)? };
     for (k, t) in slice.iter().enumerate() {
         let tensor = tensor(t).map_err(|error| error.within(&format!("{name}[{k}]")))?;
@@ -643,9 +647,9 @@ pub unsafe fn tensors(name: &str, from: *const dc_tensor_t, n: usize) -> Result<
         if t.id != 0 && slice[..k].iter().any(|other| other.id == t.id) {
             bail!(Arg, "{name}[{k}]: id {} is another tensor's already", t.id);
         }
-        given.tensors[k] = Some(tensor);
+        given.push(tensor);
     }
-    Ok(given)
+    Ok(())
 }
 
 pub fn kind(kind: dc_kind_t) -> Result<Kind> {
@@ -822,7 +826,7 @@ pub unsafe fn text<'a>(name: &str, text: *const c_char) -> Result<&'a str> {
 
 /// The Rust constants that the C ones repeat.
 const _: () = {
-    assert!(DC_MAX_TENSORS == crate::history::MAX_TENSORS);
+    assert!(DC_MAX_TENSORS == crate::rows::MAX_TENSORS);
     assert!(DC_MAX_DIMS == crate::ops::MAX_DIMS);
     assert!(DC_MAX_BRANCHES == cache::MAX_BRANCHES);
     assert!(DC_MAX_STEPS == crate::options::MAX_STEPS);

@@ -34,16 +34,21 @@ impl<O: Ops> Group<O> {
     }
 
     fn judge(&self, turn: &Turn<O>, metric: Option<f64>) -> Verdict {
-        let mut verdict = Verdict::Skip;
-        for member in self.deciding(&turn.members) {
-            match rule::decide(&self.branches[*member].rules, &turn.pass, metric) {
-                veto @ Verdict::Compute(_) => return veto,
-                Verdict::Unknown(reason) => return Verdict::Compute(reason),
-                Verdict::Measure => verdict = Verdict::Measure,
-                Verdict::Skip => {}
-            }
+        match self.judge_branches(&turn.members, &turn.pass, metric) {
+            Verdict::Unknown(reason) => Verdict::Compute(reason),
+            verdict => verdict,
         }
-        verdict
+    }
+
+    /// The verdict of the rules of several branches together, as they stand.
+    pub(super) fn judge_branches(
+        &self,
+        members: &[usize],
+        pass: &Pass,
+        metric: Option<f64>,
+    ) -> Verdict {
+        let deciding = self.deciding(members).iter();
+        rule::decide(deciding.flat_map(|member| &self.branches[*member].rules), pass, metric)
     }
 
     /// The rules would have to decide from a measurement that is yet to come.
@@ -64,15 +69,13 @@ impl<O: Ops> Group<O> {
         let Some(mut turn) = self.turn.take() else {
             return Ok(Action::Compute);
         };
-        let mut result = Ok(());
-        if turn.decision.is_none() {
-            let (decision, error) = self.reach_decision(ops, &mut turn, reduce);
-            turn.decision = Some(decision);
-            result = error;
-        }
-        let action = turn.decision.map_or(Action::Compute, |decision| decision.action);
+        let (decision, result) = match turn.decision {
+            Some(decision) => (decision, Ok(())),
+            None => self.reach_decision(ops, &mut turn, reduce),
+        };
+        turn.decision = Some(decision);
         self.turn = Some(turn);
-        result.map(|()| action)
+        result.map(|()| decision.action)
     }
 
     /// The engine overrules the rules, before the site is reached.
@@ -225,7 +228,7 @@ impl<O: Ops> Group<O> {
         let first = *members.first()?;
         let last = self.branches[first].last.as_ref()?;
         let newest = |member: &usize| self.branches[*member].evaluated == Some(last.step);
-        let valid = last.members == members && members.iter().all(newest);
+        let valid = last.members[..] == *members && members.iter().all(newest);
         self.branches[first].last.as_mut().filter(|_| valid).map(|last| &mut last.measured)
     }
 }

@@ -1,6 +1,6 @@
 //! What coming passes will be answered, as far as it is certain: the rules are asked ahead of time,
 //! which changes nothing, because a rule is pure to ask and clones of it take the record.
-use super::{Group, Place};
+use super::{Group, Members, Place};
 use crate::ops::Ops;
 use crate::rule::{self, Action, Pass, Reason, Rule, Verdict};
 use crate::scope::Scope;
@@ -9,7 +9,7 @@ use crate::scope::Scope;
 pub const FORESIGHT: u32 = 1 << 14;
 
 /// An open pass: what it is, the branches in it, and its answer if that is certain.
-type Open = (Pass, Vec<usize>, Option<Action>);
+type Open = (Pass, Members, Option<Action>);
 
 /// A pass that will come before the one that is asked about.
 pub struct Between {
@@ -20,11 +20,23 @@ pub struct Between {
     pub with: Option<usize>,
 }
 
+/// What is asked: a pass that will come, or the open one, at one site.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    place: Place,
+    pass: Pass,
+    members: &'a [usize],
+    /// The first step that can still be evaluated.
+    next: u32,
+}
+
 /// A branch whose passes are played forward.
-struct Player {
+#[derive(Default)]
+pub(super) struct Player {
     member: usize,
-    /// None if another decides for it.
     rules: Vec<Box<dyn Rule>>,
+    /// Its rules decide, and not those of another.
+    decides: bool,
     /// Position of its newest value at the site that is asked about.
     newest: Option<f64>,
     /// ... and at any.
@@ -57,20 +69,9 @@ fn is_stale(newest: Option<f64>, pass: &Pass, max_age: Option<u32>) -> bool {
 }
 
 /// The verdict of several branches together.
-fn judge<'a>(
-    players: impl IntoIterator<Item = &'a Player>,
-    pass: &Pass,
-    metric: Option<f64>,
-) -> Verdict {
-    let mut verdict = Verdict::Skip;
-    for player in players {
-        match rule::decide(&player.rules, pass, metric) {
-            Verdict::Skip => {}
-            veto @ Verdict::Compute(_) => return veto,
-            other => verdict = other,
-        }
-    }
-    verdict
+fn judge<'a>(players: impl Iterator<Item = &'a Player>, pass: &Pass) -> Verdict {
+    let deciding = players.filter(|player| player.decides);
+    rule::decide(deciding.flat_map(|player| &player.rules), pass, None)
 }
 
 impl<O: Ops> Group<O> {
@@ -92,7 +93,8 @@ impl<O: Ops> Group<O> {
             return Some(Action::Compute);
         }
         let (pass, members) = (turn.pass, turn.members.clone());
-        self.foresee(ops, place, pass, &members, None, pass.step, |_| None)
+        let asked = Asked { place, pass, members: &members, next: pass.step };
+        self.foresee(ops, asked, None, |_| None)
     }
 
     /// The answer of a coming pass, as far as it is certain. `next` is the first step that can
@@ -109,7 +111,7 @@ impl<O: Ops> Group<O> {
         // What the open pass does comes before.
         let open = self.turn.as_ref().map(|turn| (turn.pass, turn.members.clone()));
         let open = open.map(|(pass, with)| (pass, with, self.peek_open(ops, place)));
-        self.foresee(ops, place, pass, members, open, next, at)
+        self.foresee(ops, Asked { place, pass, members, next }, open, at)
     }
 
     /// What is kept at a site could stand in.
@@ -118,18 +120,14 @@ impl<O: Ops> Group<O> {
         self.site(place).is_some_and(usable)
     }
 
-    /// Plays the rules forward from `next` without touching them.
-    #[expect(clippy::too_many_arguments)]
     fn foresee(
         &mut self,
         ops: &mut O,
-        place: Place,
-        pass: Pass,
-        members: &[usize],
+        asked: Asked,
         open: Option<Open>,
-        next: u32,
-        mut at: impl FnMut(u32) -> Option<Between>,
+        at: impl FnMut(u32) -> Option<Between>,
     ) -> Option<Action> {
+        let Asked { place, pass, members, next } = asked;
         if !self.takes(place) {
             return Some(Action::Compute);
         }
@@ -148,62 +146,14 @@ impl<O: Ops> Group<O> {
             && !(self.setting.share && self.branches.len() > 1)
             && !(chosen && self.site(place).is_none())
             && !(self.setting.ranks && self.has_lost(members));
-        let player = |member: usize| Player {
-            member,
-            rules: match self.setting.share && member != members[0] {
-                true => Vec::new(),
-                false => self.branches[member].rules.clone(),
-            },
-            newest: self.site(place).and_then(|site| site.histories[member].newest()),
-            newest_of_all: self.newest(member),
-            keeps: self.keeps(member),
-        };
-        let uncond = self.setting.uncond;
-        let others = (uncond < self.branches.len() && !members.contains(&uncond)).then_some(uncond);
-        let mut players: Vec<_> = members.iter().copied().chain(others).map(player).collect();
         let waits = open.is_some();
-        if let Some((pass, with, action)) = open {
-            known &= action.is_some();
-            let action = action.unwrap_or(Action::Compute);
-            let in_it = players.iter_mut().filter(|player| with.contains(&player.member));
-            in_it.for_each(|player| player.record(&pass, action));
-        }
-        let max_age = self.policy.keep.max_age;
-        for step in if known { next..pass.step } else { 0..0 } {
-            let Some(Between { pass, without, with }) = at(step) else {
-                known = false;
-                break;
-            };
-            let present = |player: &Player| match members.contains(&player.member) {
-                true => without != Some(player.member),
-                false => with == Some(player.member),
-            };
-            let verdict = judge(players.iter().filter(|p| present(p)), &pass, None);
-            let stale = |of: fn(&Player) -> Option<f64>| {
-                players.iter().any(|p| present(p) && is_stale(of(p), &pass, max_age))
-            };
-            // A site that lacks a value computes by itself in a pass that is skipped.
-            let alone = stale(|player| player.newest);
-            let action = match verdict {
-                Verdict::Compute(_) => Action::Compute,
-                _ if stale(|player| player.newest_of_all) => Action::Compute,
-                Verdict::Skip => Action::Skip,
-                Verdict::Measure | Verdict::Unknown(_) => {
-                    known = false;
-                    break;
-                }
-            };
-            for player in players.iter_mut().filter(|player| present(player)) {
-                player.record(&pass, action);
-                if alone {
-                    player.compute(&pass);
-                }
-            }
-        }
-        players.truncate(members.len());
-        let stale = players.iter().any(|player| is_stale(player.newest, &pass, max_age));
+        let (verdict, stale) = if waits || (known && next < pass.step) {
+            self.play(asked, open, &mut known, at)
+        } else {
+            (self.judge_branches(members, &pass, None), self.is_stale(asked))
+        };
         use Reason::{Guidance, Interval, Last, Rule, WarmUp, Window};
-        match judge(&players, &pass, None) {
+        match verdict {
             Verdict::Unknown(_) => None,
             // Facts of the schedule hold whatever happens before; counts do not.
             Verdict::Compute(WarmUp | Last | Rule | Interval | Window | Guidance) => {
@@ -218,7 +168,8 @@ impl<O: Ops> Group<O> {
                     return Some(Action::Compute);
                 };
                 let change = last.read(ops);
-                match judge(&players, &pass, Some(self.policy.metric(change))) {
+                let metric = self.policy.metric(change);
+                match self.judge_branches(members, &pass, Some(metric)) {
                     Verdict::Skip if self.is_able(place, members, &pass) => Some(Action::Skip),
                     _ => Some(Action::Compute),
                 }
@@ -226,4 +177,96 @@ impl<O: Ops> Group<O> {
             Verdict::Measure => None,
         }
     }
+
+    /// What is kept now of some branch is too old.
+    fn is_stale(&self, Asked { place, pass, members, .. }: Asked) -> bool {
+        let max_age = self.policy.keep.max_age;
+        let newest = |member: &usize| self.site(place)?.histories[*member].newest();
+        members.iter().any(|member| is_stale(newest(member), &pass, max_age))
+    }
+
+    /// Plays the rules forward from `next`, without touching them, through the open pass and those
+    /// between: their verdict then, and whether what will be kept is too old. `known` ends where the
+    /// passes between are uncertain.
+    fn play(
+        &mut self,
+        asked: Asked,
+        open: Option<Open>,
+        known: &mut bool,
+        mut at: impl FnMut(u32) -> Option<Between>,
+    ) -> (Verdict, bool) {
+        let mut cast = std::mem::take(&mut self.players);
+        let players = self.cast(&mut cast, asked);
+        if let Some((pass, with, action)) = open {
+            *known &= action.is_some();
+            let action = action.unwrap_or(Action::Compute);
+            let in_it = players.iter_mut().filter(|player| with.contains(&player.member));
+            in_it.for_each(|player| player.record(&pass, action));
+        }
+        let Asked { pass, members, next, .. } = asked;
+        let max_age = self.policy.keep.max_age;
+        for step in if *known { next..pass.step } else { 0..0 } {
+            let between = at(step).filter(|between| play_one(players, members, between, max_age));
+            if between.is_none() {
+                *known = false;
+                break;
+            }
+        }
+        let players = &players[..members.len()];
+        let stale = players.iter().any(|player| is_stale(player.newest, &pass, max_age));
+        let verdict = judge(players.iter(), &pass);
+        self.players = cast;
+        (verdict, stale)
+    }
+
+    /// The branches that are asked about, as they stand, and behind them the unconditional one.
+    fn cast<'a>(&self, players: &'a mut Vec<Player>, asked: Asked) -> &'a mut [Player] {
+        let Asked { place, members, .. } = asked;
+        let uncond = self.setting.uncond;
+        let others = (uncond < self.branches.len() && !members.contains(&uncond)).then_some(uncond);
+        let n = members.len() + usize::from(others.is_some());
+        if players.len() < n {
+            players.resize_with(n, Player::default);
+        }
+        for (player, member) in players.iter_mut().zip(members.iter().copied().chain(others)) {
+            player.rules.clone_from(&self.branches[member].rules);
+            player.member = member;
+            player.decides = !self.setting.share || member == members[0];
+            player.newest = self.site(place).and_then(|site| site.histories[member].newest());
+            player.newest_of_all = self.newest(member);
+            player.keeps = self.keeps(member);
+        }
+        &mut players[..n]
+    }
+}
+
+/// Plays one pass; false if it is not certain what it will do.
+fn play_one(
+    players: &mut [Player],
+    members: &[usize],
+    Between { pass, without, with }: &Between,
+    max_age: Option<u32>,
+) -> bool {
+    let present = |player: &Player| match members.contains(&player.member) {
+        true => *without != Some(player.member),
+        false => *with == Some(player.member),
+    };
+    let stale = |of: fn(&Player) -> Option<f64>| {
+        players.iter().any(|p| present(p) && is_stale(of(p), pass, max_age))
+    };
+    // A site that lacks a value computes by itself in a pass that is skipped.
+    let alone = stale(|player| player.newest);
+    let action = match judge(players.iter().filter(|p| present(p)), pass) {
+        Verdict::Compute(_) => Action::Compute,
+        _ if stale(|player| player.newest_of_all) => Action::Compute,
+        Verdict::Skip => Action::Skip,
+        Verdict::Measure | Verdict::Unknown(_) => return false,
+    };
+    for player in players.iter_mut().filter(|player| present(player)) {
+        player.record(pass, action);
+        if alone {
+            player.compute(pass);
+        }
+    }
+    true
 }

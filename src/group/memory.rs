@@ -167,10 +167,13 @@ impl<O: Ops> Group<O> {
     /// Gives back buffers that wait for tensors of an earlier run.
     pub(super) fn tidy_pool(&mut self, ops: &mut O) {
         if !self.pool.is_planned() && !self.pool.is_empty() {
-            let mut used = self.gauge.as_ref().map_or(Vec::new(), Gauge::shapes);
-            let histories = self.sites.iter().flat_map(|site| &site.histories);
-            used.extend(histories.flat_map(History::shapes));
-            self.pool.keep_only(ops, &used);
+            let (gauge, sites) = (&self.gauge, &self.sites);
+            self.pool.keep_only(ops, |shape| {
+                let mut measured = gauge.iter().flat_map(Gauge::shapes);
+                let histories = sites.iter().flat_map(|site| &site.histories);
+                let mut kept = histories.flat_map(History::shapes);
+                measured.any(|other| other == *shape) || kept.any(|other| other == *shape)
+            });
         }
     }
 
@@ -181,7 +184,7 @@ impl<O: Ops> Group<O> {
         self.pool.forget_plan();
         self.leader = None;
         for branch in &mut self.branches {
-            branch.rules = self.policy.rules.clone();
+            branch.rules.clone_from(&self.policy.rules);
             (branch.evaluated, branch.reference, branch.last) = (None, None, None);
         }
         for history in self.histories() {

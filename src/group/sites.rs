@@ -3,8 +3,9 @@
 use super::{Group, Last, Place, Site, State, Turn};
 use crate::error::{Result, bail};
 use crate::estimator::Wanted;
-use crate::history::{History, Rows};
+use crate::history::History;
 use crate::ops::{Ops, Reduce};
+use crate::rows::Stacked;
 use crate::rule::{Action, Reason};
 use crate::scope::{Base, Scope};
 
@@ -49,8 +50,8 @@ impl<O: Ops> Group<O> {
         site
     }
 
-    fn state(&self, place: Place) -> &State<O> {
-        self.site(place).map_or(&State::NotReached, |site| &site.state)
+    fn state(&self, place: Place) -> State {
+        self.site(place).map_or(State::NotReached, |site| site.state)
     }
 
     pub(super) fn histories(&mut self) -> impl Iterator<Item = &mut History<O>> {
@@ -77,23 +78,22 @@ impl<O: Ops> Group<O> {
             return;
         }
         self.site_mut(place).state = State::Left;
-        let members = self.turn.as_ref().map_or(Vec::new(), |turn| turn.members.clone());
-        self.miss(place, &members);
-        if let Some(turn) = &mut self.turn {
-            turn.reached = true;
-            if single {
-                turn.take_back(turn.veto.unwrap_or(Reason::Error));
-            }
+        let Some(mut turn) = self.turn.take() else { return };
+        self.miss(place, &turn.members);
+        turn.reached = true;
+        if single {
+            turn.take_back(turn.veto.unwrap_or(Reason::Error));
         }
+        self.turn = Some(turn);
     }
 
     /// Any site was filled.
     pub fn is_filled(&self) -> bool {
-        self.sites.iter().any(|site| matches!(site.state, State::Filled))
+        self.sites.iter().any(|site| site.state == State::Filled)
     }
 
     pub fn is_filled_at(&self, place: Place) -> bool {
-        matches!(self.state(place), State::Filled)
+        self.state(place) == State::Filled
     }
 
     pub fn is_settled(&self) -> bool {
@@ -109,11 +109,11 @@ impl<O: Ops> Group<O> {
     }
 
     pub fn is_reached_at(&self, place: Place) -> bool {
-        !matches!(self.state(place), State::NotReached)
+        self.state(place) != State::NotReached
     }
 
     pub fn is_open_at(&self, place: Place) -> bool {
-        matches!(self.state(place), State::Open(_))
+        self.state(place) == State::Open
     }
 
     /// A site whose value has not been reported.
@@ -121,14 +121,13 @@ impl<O: Ops> Group<O> {
         if self.n_open == 0 {
             return None;
         }
-        self.sites.iter().position(|site| matches!(site.state, State::Open(_)))
+        self.sites.iter().position(|site| site.state == State::Open)
     }
 
     /// Sites that the open pass filled, and others that it reached.
     pub fn count(&self) -> (u64, u64) {
-        let states = || self.sites.iter().map(|site| &site.state);
-        let filled = states().filter(|state| matches!(state, State::Filled)).count();
-        let idle = states().filter(|state| matches!(state, State::NotReached)).count();
+        let count = |state| self.sites.iter().filter(|site| site.state == state).count();
+        let (filled, idle) = (count(State::Filled), count(State::NotReached));
         (filled as u64, (self.sites.len() - idle - filled) as u64)
     }
 
@@ -138,8 +137,8 @@ impl<O: Ops> Group<O> {
         &mut self,
         ops: &mut O,
         place: Place,
-        input: &[Rows],
-        out: &[Rows],
+        input: &Stacked,
+        out: &Stacked,
         reduce: Option<Reduce>,
     ) -> Result<Action> {
         let front = self.check_front();
@@ -163,12 +162,12 @@ impl<O: Ops> Group<O> {
     /// A change can be measured only if the front was seen from its start; unless the engine has
     /// decided without.
     fn check_front(&self) -> Result<()> {
-        let turn = self.turn.as_ref().filter(|turn| !turn.reached);
+        let turn = self.turn.as_deref().filter(|turn| !turn.reached);
         let skips = |turn: &Turn<O>| turn.decision.is_some_and(|d| d.action == Action::Skip);
         if turn.is_none_or(skips) {
             return Ok(());
         }
-        let measured = !self.measured_rows(&[Rows::NONE]).is_empty();
+        let measured = !self.measured().is_empty();
         match &self.gauge {
             Some(gauge) if measured && !gauge.has_input() => {
                 bail!(State, "before_block(0) was not called: what the front adds is not known")
@@ -177,7 +176,7 @@ impl<O: Ops> Group<O> {
         }
     }
 
-    fn check_shapes(&self, place: Place, input: &[Rows], out: &[Rows]) -> Result<()> {
+    fn check_shapes(&self, place: Place, input: &Stacked, out: &Stacked) -> Result<()> {
         let (Some(turn), Some(site)) = (&self.turn, self.site(place)) else {
             return Ok(());
         };
@@ -185,9 +184,8 @@ impl<O: Ops> Group<O> {
             Base::Residual => input,
             Base::Output => out,
         };
-        let members = turn.members.iter().zip(shown);
-        let check = |(m, rows): (&usize, &Rows)| site.histories[*m].check(place.entry, rows);
-        members.into_iter().try_for_each(check)
+        let mut members = turn.members.iter().zip(shown.each());
+        members.try_for_each(|(member, rows)| site.histories[*member].check(place.entry, rows))
     }
 
     fn enter_settled(
@@ -195,7 +193,7 @@ impl<O: Ops> Group<O> {
         ops: &mut O,
         turn: &mut Turn<O>,
         place: Place,
-        (input, out): (&[Rows], &[Rows]),
+        (input, out): (&Stacked, &Stacked),
         fits: &Result<()>,
     ) -> Result<Action> {
         let skip = turn.decision.is_some_and(|decision| decision.action == Action::Skip);
@@ -229,13 +227,14 @@ impl<O: Ops> Group<O> {
             return Ok(Action::Compute);
         }
         match self.open(ops, turn, place, input) {
-            Ok(staged) => {
-                self.site_mut(place).state = State::Open(staged);
+            Ok(()) => {
+                self.site_mut(place).state = State::Open;
                 self.n_open += 1;
             }
             Err(error) => {
                 // Some of what is kept may be newer than the rest: none of it is of use.
                 turn.veto.get_or_insert(Reason::Memory);
+                self.unstage(place, &turn.members);
                 self.land();
                 turn.members.iter().for_each(|member| self.lose(place.number, *member));
                 self.reclaim();
@@ -245,13 +244,12 @@ impl<O: Ops> Group<O> {
         Ok(Action::Compute)
     }
 
-    fn fill(&mut self, ops: &mut O, turn: &Turn<O>, place: Place, input: &[Rows], out: &[Rows]) {
+    fn fill(&mut self, ops: &mut O, turn: &Turn<O>, place: Place, input: &Stacked, out: &Stacked) {
         let site = &mut self.sites[place.number];
         let estimator = &*self.policy.estimator;
         let wanted = Wanted::of(&turn.pass);
-        for (k, (member, out)) in turn.members.iter().zip(out).enumerate() {
-            let input = input.get(k).unwrap_or(&Rows::NONE);
-            site.histories[*member].estimate(ops, estimator, wanted, input, out);
+        for (k, (member, out)) in turn.members.iter().zip(out.each()).enumerate() {
+            site.histories[*member].estimate(ops, estimator, wanted, input.of(k), out);
         }
         site.state = State::Filled;
     }
@@ -261,36 +259,36 @@ impl<O: Ops> Group<O> {
         ops: &mut O,
         turn: &mut Turn<O>,
         place: Place,
-        input: &[Rows],
-    ) -> Result<Vec<Vec<O::Buffer>>> {
+        input: &Stacked,
+    ) -> Result<()> {
         // Where the pass as a whole is skipped, changes go on being measured from an earlier one.
         let computes = turn.decision.is_none_or(|decision| decision.action == Action::Compute);
-        if let Some(gauge) = self.gauge.as_mut().filter(|_| computes) {
-            let committed = gauge.commit(ops, &mut self.pool)?;
+        if let Some(gauge) = self.gauge.as_mut().filter(|_| computes)
+            && gauge.commit(ops, &mut self.pool)?
+        {
+            let decides = self.deciding(&turn.members).len();
             let position = Some(f64::from(turn.pass.position()));
-            committed.into_iter().for_each(|branch| self.branches[branch].reference = position);
+            let decide = turn.members.iter().take(decides);
+            decide.for_each(|branch| self.branches[*branch].reference = position);
         }
         self.keep_lagged(turn);
         if !computes {
             // What was in flight makes room for what waits.
             self.land();
         }
-        let mut staged = Vec::new();
         for (k, member) in turn.members.iter().enumerate() {
-            if !self.keeps(*member) {
-                continue;
-            }
-            let input = input.get(k).unwrap_or(&Rows::NONE);
-            let history = &mut self.sites[place.number].histories[*member];
-            match history.open(ops, &mut self.pool, place.entry, input) {
-                Ok(buffers) => staged.push(buffers),
-                Err(error) => {
-                    staged.into_iter().flatten().for_each(|buffer| self.pool.give(buffer));
-                    return Err(error);
-                }
+            if self.keeps(*member) {
+                let history = &mut self.sites[place.number].histories[*member];
+                history.open(ops, &mut self.pool, place.entry, input.of(k))?;
             }
         }
-        Ok(staged)
+        Ok(())
+    }
+
+    /// What was staged for these branches goes back into the pool.
+    fn unstage(&mut self, place: Place, members: &[usize]) {
+        let histories = &mut self.sites[place.number].histories;
+        members.iter().for_each(|member| histories[*member].unstage(&mut self.pool));
     }
 
     fn keep_lagged(&mut self, turn: &mut Turn<O>) {
@@ -303,28 +301,27 @@ impl<O: Ops> Group<O> {
     }
 
     /// A site's value has been computed: `out` holds each member's rows.
-    pub fn leave(&mut self, ops: &mut O, place: Place, out: &[Rows]) -> Result<()> {
+    pub fn leave(&mut self, ops: &mut O, place: Place, out: &Stacked) -> Result<()> {
         let Some(turn) = self.turn.as_ref().filter(|_| self.is_open_at(place)) else {
             return Ok(());
         };
         let (step, members) = (f64::from(turn.pass.position()), turn.members.clone());
-        let kept = members.iter().zip(out).filter(|(member, _)| self.keeps(**member));
-        let kept: Vec<_> = kept.map(|(member, rows)| (*member, *rows)).collect();
-        let site = &mut self.sites[place.number];
-        let State::Open(staged) = std::mem::replace(&mut site.state, State::Left) else {
-            return Ok(());
-        };
-        let mut result = Ok(());
-        for ((member, out), staged) in kept.iter().zip(&staged) {
-            let history = &mut site.histories[*member];
-            result = result.and(history.close(ops, &mut self.pool, step, out, staged));
-        }
-        staged.into_iter().flatten().for_each(|buffer| self.pool.give(buffer));
+        self.sites[place.number].state = State::Left;
         self.n_open -= 1;
+        let mut result = Ok(());
+        for (member, out) in members.iter().zip(out.each()) {
+            if self.keeps(*member) {
+                let history = &mut self.sites[place.number].histories[*member];
+                result = result.and(history.close(ops, &mut self.pool, step, out));
+            }
+        }
+        self.unstage(place, &members);
         if result.is_err() {
-            for (member, _) in &kept {
-                self.reshape(place, *member);
-                self.lose(place.number, *member);
+            for member in members {
+                if self.keeps(member) {
+                    self.reshape(place, member);
+                    self.lose(place.number, member);
+                }
             }
         }
         result

@@ -4,6 +4,7 @@
 //! whole number of 0 to 1000, is a key of a table, which ties the table to one number of steps.
 //! Here a mark is met by the first step at or below it, which is the same where the keys fit.
 use super::*;
+use std::sync::Arc;
 
 /// Marks of one rule.
 pub const MAX_MARKS: usize = 16;
@@ -11,7 +12,7 @@ pub const MAX_MARKS: usize = 16;
 #[derive(Clone, Debug)]
 pub struct Broadcast {
     /// In thousandths of the timestep at pure noise.
-    marks: Vec<f64>,
+    marks: Arc<[f64]>,
     /// Steps that reuse the value of a listed one.
     skips: u32,
     /// Where the last recorded step was.

@@ -24,6 +24,7 @@ pub use mask::Mask;
 pub use window::Window;
 
 use crate::ops::Dtype;
+use std::any::Any;
 use std::fmt::Debug;
 
 /// One evaluation of the model for one branch.
@@ -212,14 +213,23 @@ pub trait Rule: Debug + Send + CloneRule {
     fn record(&mut self, _pass: &Pass, _action: Action, _metric: Option<f64>) {}
 }
 
-/// Lets a boxed rule be cloned.
-pub trait CloneRule {
+/// Lets a boxed rule be cloned, also into the box of another of its type: `clone_from` then allocates
+/// nothing, so rules are reset and looked ahead with for free.
+pub trait CloneRule: Any {
     fn boxed(&self) -> Box<dyn Rule>;
+
+    /// Becomes a clone of `source`, if that is of the same type; true if so.
+    fn become_clone_of(&mut self, source: &dyn Rule) -> bool;
 }
 
 impl<R: Rule + Clone + 'static> CloneRule for R {
     fn boxed(&self) -> Box<dyn Rule> {
         Box::new(self.clone())
+    }
+
+    fn become_clone_of(&mut self, source: &dyn Rule) -> bool {
+        let source: &dyn Any = source;
+        source.downcast_ref::<R>().map(|source| self.clone_from(source)).is_some()
     }
 }
 
@@ -227,10 +237,20 @@ impl Clone for Box<dyn Rule> {
     fn clone(&self) -> Self {
         (**self).boxed()
     }
+
+    fn clone_from(&mut self, source: &Self) {
+        if !self.become_clone_of(&**source) {
+            *self = source.clone();
+        }
+    }
 }
 
-/// The verdict of all rules together; the first veto names the reason.
-pub fn decide(rules: &[Box<dyn Rule>], pass: &Pass, metric: Option<f64>) -> Verdict {
+/// The verdict of all rules together, of one branch or of several; the first veto names the reason.
+pub fn decide<'a>(
+    rules: impl IntoIterator<Item = &'a Box<dyn Rule>>,
+    pass: &Pass,
+    metric: Option<f64>,
+) -> Verdict {
     let mut verdict = Verdict::Skip;
     for rule in rules {
         match rule.decide(pass, metric) {
