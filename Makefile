@@ -20,7 +20,7 @@ export CMAKE_GENERATOR := Ninja
 .NOTPARALLEL:
 .PHONY: help build install demo test bench header ptx gpu-test gpu-bench clean \
         install-files tools-demo tools-test lint softcuda test-rust test-cuda test-ptx prefix \
-        test-plain test-valgrind run-valgrind test-sanitize
+        test-plain test-instructions test-valgrind run-valgrind test-sanitize
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -66,7 +66,7 @@ demo: tools-demo prefix ## sample a small diffusion model with every method: a t
 
 # ---- tests --------------------------------------------------------------------------------------------------------
 
-test: tools-test lint test-ptx test-rust test-cuda test-plain test-valgrind test-sanitize ## all tests: Rust, then C and C++, on both backends, under valgrind and sanitizers
+test: tools-test lint test-ptx test-rust test-cuda test-plain test-instructions test-valgrind test-sanitize ## all tests: Rust, then C and C++, on both backends, under valgrind and sanitizers
 
 # Installs what is missing; silent when nothing is.
 tools-demo:
@@ -116,7 +116,7 @@ define ctest
 endef
 
 # Heavy tests and those of the installed files say nothing more under valgrind or a sanitizer.
-ONCE     := -LE '^(slow|install|dialect)$$'
+ONCE     := -LE '^(slow|install|dialect|counts)$$'
 GUARDED  := -DCMAKE_BUILD_TYPE=RelWithDebInfo -DDC_GUARDED=ON
 VALGRIND := valgrind;-q;--error-exitcode=99;--leak-check=full;--errors-for-leak-kinds=definite
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
@@ -126,6 +126,11 @@ test-plain: tools-test prefix softcuda
 	@.ci/bootstrap $(TARGET)/libcuda libcuda
 	$(call ctest,plain,$(TARGET)/prefix,-DCMAKE_BUILD_TYPE=Release -DDC_SOFTCUDA=$(SOFTCUDA) \
 	    $$(test -e $(TARGET)/libcuda/libcuda.so.1 && echo -DDC_LIBCUDA=$(TARGET)/libcuda))
+
+# What each call costs, in instructions; `scripts/instructions.py PREFIX --write` accepts what it finds.
+test-instructions: tools-test prefix
+	@if command -v valgrind >/dev/null; then set -x; scripts/instructions.py $(TARGET)/prefix; \
+	else echo "SKIPPED: instructions of each call (no valgrind)"; fi
 
 test-valgrind: tools-test prefix
 	@if command -v valgrind >/dev/null; then $(MAKE) --no-print-directory run-valgrind; \

@@ -272,12 +272,14 @@ impl<O: Ops> Gauge<O> {
 
     /// A branch's first copy becomes its reference; the buffer that the next pass copies into is
     /// taken now as well, so that nothing has to be taken later.
-    fn take_spares(&mut self, ops: &mut O, pool: &mut Pool<O>) -> Result<()> {
-        let copies = self.flight.iter().filter(|(branch, track)| {
+    fn take_spares(&self, ops: &mut O, pool: &mut Pool<O>) -> Result<()> {
+        let is_first = |(branch, track): &&(usize, Track<Flight<O::Buffer>>)| {
             matches!(track.value, Flight::Copy(_)) && self.reference(*branch, track).is_none()
-        });
-        let spares: Result<Vec<_>> = copies.map(|(_, track)| pool.take(ops, track.shape)).collect();
-        spares?.into_iter().for_each(|spare| pool.give(spare));
+        };
+        for (k, (_, track)) in self.flight.iter().enumerate() {
+            let alike = self.flight[..=k].iter().filter(|(_, other)| other.shape == track.shape);
+            pool.stock(ops, track.shape, alike.filter(is_first).count())?;
+        }
         Ok(())
     }
 

@@ -30,6 +30,16 @@ impl<O: Ops> Pool<O> {
         if self.planned { self.take(ops, shape) } else { ops.alloc(shape) }
     }
 
+    /// Has `n` buffers of this shape waiting.
+    pub fn stock(&mut self, ops: &mut O, shape: Shape, n: usize) -> Result<()> {
+        let waiting = self.buffers.iter().filter(|(other, _)| *other == shape).count();
+        for _ in waiting..n {
+            let buffer = ops.alloc(shape)?;
+            self.give(buffer);
+        }
+        Ok(())
+    }
+
     /// A new run may need something else.
     pub fn forget_plan(&mut self) {
         self.planned = false;
