@@ -484,14 +484,14 @@ impl<O: Ops> Cache<O> {
     // ---- passes ----
 
     /// Opens a pass, also after an error: it then computes everything.
-    pub fn begin_pass(&mut self, info: Result<PassInfo>) -> Result<()> {
+    pub fn begin_pass(&mut self, info: &Result<PassInfo>) -> Result<()> {
         let nested = self.pass.is_some();
         self.cancel_pass();
         let mut pass = self.spare.take().unwrap_or_else(|| Box::new(OpenPass::new()));
         *pass = OpenPass::new();
-        let begun = info.and_then(|info| {
+        let begun = info.as_ref().map_err(Error::clone).and_then(|info| {
             (pass.about.step, pass.flags) = (info.step, info.flags);
-            let checked = self.check_pass(&info, "begin_pass");
+            let checked = self.check_pass(info, "begin_pass");
             if checked.is_err() && info.flags & flag::FORGET != 0 {
                 // The weights have changed all the same.
                 let n = self.engine.n_branches;
@@ -532,13 +532,15 @@ impl<O: Ops> Cache<O> {
                 branches.len()
             );
         }
+        let mut seen = 0u32;
         for (k, branch) in branches.iter().enumerate() {
             if *branch >= n {
                 bail!(Arg, "pass->branches[{k}] is {branch}, allowed is below n_branches, {n}");
             }
-            if branches[..k].contains(branch) {
+            if seen >> branch & 1 == 1 {
                 bail!(Arg, "pass->branches names branch {branch} twice");
             }
+            seen |= 1 << branch;
         }
         if flags & !flag::ALL != 0 {
             bail!(Arg, "pass->flags is {flags:#x}, known are the bits of {:#x}", flag::ALL);
@@ -553,19 +555,19 @@ impl<O: Ops> Cache<O> {
         Ok(())
     }
 
-    fn open_groups(&mut self, info: PassInfo, pass: &mut OpenPass) -> Result<()> {
+    fn open_groups(&mut self, info: &PassInfo, pass: &mut OpenPass) -> Result<()> {
         let needs_timestep = self.needs_timestep();
         let Some(run) = &mut self.run else { return Ok(()) };
         if info.flags & flag::FORGET != 0 {
             self.guidance.iter_mut().for_each(Guidance::forget);
         }
-        let about = run.pass_of(&info);
-        let cond_only = match info.branches.contains(&self.engine.uncond) {
+        pass.about = run.pass_of(info);
+        pass.about.cond_only = match info.branches.contains(&self.engine.uncond) {
             true => Some(false),
-            false => self.guidance.as_ref().and_then(|guidance| guidance.leaves_out(&about)),
+            false => self.guidance.as_ref().and_then(|guidance| guidance.leaves_out(&pass.about)),
         };
-        let about = Pass { cond_only, ..about };
-        (pass.about, pass.before) = (about, run.last);
+        pass.before = run.last;
+        let about = &pass.about;
         let repeated = info.branches.iter().find(|b| run.last[**b] >= Some(info.step));
         let order = match repeated {
             Some(branch) => Err(Error::State(format!(
@@ -605,7 +607,7 @@ impl<O: Ops> Cache<O> {
                 group.veto(Reason::Timestep);
             }
         }
-        pass.members = info.branches;
+        pass.members.clone_from(&info.branches);
         order.and(failed).and(timed)
     }
 

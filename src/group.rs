@@ -175,32 +175,17 @@ impl<O: Ops> Group<O> {
         &self.policy
     }
 
-    pub fn begin(&mut self, pass: Pass, members: &Members, compute: bool) {
+    pub fn begin(&mut self, pass: &Pass, members: &Members, compute: bool) {
         self.cancel();
-        let turn = Turn {
-            pass,
-            members: members.clone(),
-            compute,
-            wish: None,
-            veto: None,
-            restart: false,
-            measured: None,
-            decision: None,
-            reached: false,
-            voted: false,
-        };
-        self.turn = Some(match self.spare.take() {
-            None => Box::new(turn),
-            Some(mut spare) => {
-                *spare = turn;
-                spare
-            }
-        });
+        let mut turn = self.spare.take().unwrap_or_else(|| Box::new(Turn::idle()));
+        (turn.pass, turn.compute) = (*pass, compute);
+        turn.members.clone_from(members);
+        self.turn = Some(turn);
     }
 
-    /// What a pass has measured goes with it; its box waits for the next.
+    /// Nothing of a pass stays but its box, which waits for the next.
     fn put_away(&mut self, mut turn: Box<Turn<O>>) {
-        turn.measured = None;
+        *turn = Turn::idle();
         self.spare = Some(turn);
     }
 
@@ -338,6 +323,9 @@ impl<O: Ops> Group<O> {
         let mut lost = Vec::new();
         for (number, site) in self.sites.iter_mut().enumerate() {
             let state = std::mem::replace(&mut site.state, State::NotReached);
+            if state == State::NotReached || (state == State::Filled && !changed) {
+                continue;
+            }
             for member in &turn.members {
                 let Some(history) = site.histories.get_mut(*member) else { continue };
                 history.unstage(&mut self.pool);
@@ -367,6 +355,21 @@ impl<O: Ops> Group<O> {
 }
 
 impl<O: Ops> Turn<O> {
+    fn idle() -> Self {
+        Self {
+            pass: Pass::START,
+            members: Members::new(),
+            compute: false,
+            wish: None,
+            veto: None,
+            restart: false,
+            measured: None,
+            decision: None,
+            reached: false,
+            voted: false,
+        }
+    }
+
     /// What the pass shows is kept, also if the rules were overruled.
     fn learns(&self) -> bool {
         self.veto.is_none() || self.restart

@@ -56,17 +56,17 @@ impl<O: Ops> Cache<O> {
     }
 
     /// What `unit` of the open pass, or of a coming one, will be answered, if that is certain.
-    pub fn peek(&mut self, info: Option<PassInfo>, unit: u32) -> Result<Option<Action>> {
+    pub fn peek(&mut self, info: Option<&PassInfo>, unit: u32) -> Result<Option<Action>> {
         let answer = self.foresee(info, unit);
         self.finish_call().and(answer)
     }
 
-    fn foresee(&mut self, info: Option<PassInfo>, unit: u32) -> Result<Option<Action>> {
+    fn foresee(&mut self, info: Option<&PassInfo>, unit: u32) -> Result<Option<Action>> {
         self.check_unit(unit)?;
         let Some(run) = &self.run else {
             bail!(State, "peek before begin_run");
         };
-        if let Some(info) = &info {
+        if let Some(info) = info {
             self.check_pass(info, "peek")?;
         } else if self.pass.is_none() {
             bail!(State, "peek at the open pass, but none is open");
@@ -102,8 +102,7 @@ impl<O: Ops> Cache<O> {
         let Some(info) = info else {
             return Ok(group.peek_open(&mut self.ops, place));
         };
-        let next = info.branches.iter().map(|branch| run.next(*branch));
-        let next = next.max().unwrap_or(run.first_step);
+        let next = info.branches.iter().fold(run.first_step, |n, branch| n.max(run.next(*branch)));
         if info.step < next {
             bail!(State, "step {} has been evaluated; the next one is {next}", info.step);
         }
@@ -112,7 +111,7 @@ impl<O: Ops> Cache<O> {
         }
         let uncond = self.engine.uncond;
         let with_uncond = info.branches.contains(&uncond);
-        let asked = run.pass_of(&info);
+        let asked = run.pass_of(info);
         let passes = |step| run.coming(asked, step);
         let mut guidance = self.guidance.as_mut();
         let cond_only = match (with_uncond, guidance.as_deref_mut()) {
@@ -122,7 +121,8 @@ impl<O: Ops> Cache<O> {
             }
             (false, None) => None,
         };
-        let pass = Pass { cond_only, ..asked };
+        // Made anew, not copied: what was just written in parts is slow to read as a whole.
+        let pass = Pass { cond_only, ..run.pass_of(info) };
         let mut forecast = guidance.map(|guidance| guidance.forecast(run.first_step));
         let stacks = self.engine.max_stacked > 1 && forecast.is_some();
         let at = |step| {
@@ -135,7 +135,7 @@ impl<O: Ops> Cache<O> {
             let with = (stacks && !with_uncond && !left_out).then_some(uncond);
             Some(Between { pass, without, with })
         };
-        Ok(group.peek(&mut self.ops, place, pass, &info.branches, next, at))
+        Ok(group.peek(&mut self.ops, place, &pass, &info.branches, next, at))
     }
 
     fn check_unit(&self, unit: u32) -> Result<()> {
@@ -153,11 +153,11 @@ impl<O: Ops> Cache<O> {
         }
     }
 
-    fn peek_uncond(&mut self, info: Option<PassInfo>) -> Result<Option<Action>> {
+    fn peek_uncond(&mut self, info: Option<&PassInfo>) -> Result<Option<Action>> {
         let (Some(guidance), Some(run)) = (&mut self.guidance, &self.run) else {
             return Ok(Some(Action::Compute));
         };
-        let (asked, flags) = match (&info, &self.pass) {
+        let (asked, flags) = match (info, &self.pass) {
             (Some(info), _) => (run.pass_of(info), info.flags),
             (None, Some(pass)) => (pass.about, pass.flags),
             (None, None) => return Ok(Some(Action::Compute)),
@@ -169,7 +169,7 @@ impl<O: Ops> Cache<O> {
     }
 
     /// A layer that was never asked about: nothing is kept of it, so it computes when it comes.
-    fn peek_unknown(&self, info: Option<PassInfo>) -> Result<Option<Action>> {
+    fn peek_unknown(&self, info: Option<&PassInfo>) -> Result<Option<Action>> {
         let (Some(info), Some(run)) = (info, &self.run) else {
             return Ok(Some(Action::Compute));
         };

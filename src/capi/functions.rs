@@ -519,7 +519,7 @@ pub unsafe extern "C" fn dc_cache_begin_pass(
             notes.announce(entry.serial);
             notes.take_refused();
             served = true;
-            entry.cache.begin_pass(unsafe { structs::pass(pass) })
+            entry.cache.begin_pass(&unsafe { structs::pass(pass) })
         })
     });
     match &begun {
@@ -859,8 +859,15 @@ pub unsafe extern "C" fn dc_cache_peek(
     let (compute, undecided) = (dc_action::DC_COMPUTE as u32, dc_action::DC_UNDECIDED as u32);
     let peeked = caught(|| {
         with(cache, compute, |entry| {
-            let info = if pass.is_null() { None } else { Some(unsafe { structs::pass(pass)? }) };
-            Ok(entry.cache.peek(info, unit)?.map_or(undecided, structs::action))
+            let answer = match pass.is_null() {
+                true => entry.cache.peek(None, unit)?,
+                // Asked by reference: moving what was just written would stall.
+                false => match &unsafe { structs::pass(pass) } {
+                    Ok(info) => entry.cache.peek(Some(info), unit)?,
+                    Err(error) => return Err(error.clone()),
+                },
+            };
+            Ok(answer.map_or(undecided, structs::action))
         })
     });
     peeked.unwrap_or_else(|error| {

@@ -155,6 +155,9 @@ pub unsafe fn read<T: Versioned>(from: *const T) -> Result<T> {
     let size = unsafe { from.cast::<u32>().read_unaligned() } as usize;
     check_size::<T>(size, "struct_size")?;
     let known = size_of::<T>();
+    if size == known {
+        return Ok(unsafe { from.read_unaligned() });
+    }
     let mut value = T::defaults();
     unsafe {
         let into = (&raw mut value).cast::<u8>();

@@ -24,7 +24,7 @@ pub struct Between {
 #[derive(Clone, Copy)]
 struct Asked<'a> {
     place: Place,
-    pass: Pass,
+    pass: &'a Pass,
     members: &'a [usize],
     /// The first step that can still be evaluated.
     next: u32,
@@ -93,7 +93,7 @@ impl<O: Ops> Group<O> {
             return Some(Action::Compute);
         }
         let (pass, members) = (turn.pass, turn.members.clone());
-        let asked = Asked { place, pass, members: &members, next: pass.step };
+        let asked = Asked { place, pass: &pass, members: &members, next: pass.step };
         self.foresee(ops, asked, None, |_| None)
     }
 
@@ -103,7 +103,7 @@ impl<O: Ops> Group<O> {
         &mut self,
         ops: &mut O,
         place: Place,
-        pass: Pass,
+        pass: &Pass,
         members: &[usize],
         next: u32,
         at: impl FnMut(u32) -> Option<Between>,
@@ -134,7 +134,7 @@ impl<O: Ops> Group<O> {
         match self.led(pass.step) {
             Some(Action::Compute) => return Some(Action::Compute),
             Some(Action::Skip) => {
-                let able = self.is_able(place, members, &pass);
+                let able = self.is_able(place, members, pass);
                 return Some(if able { Action::Skip } else { Action::Compute });
             }
             None => {}
@@ -150,7 +150,7 @@ impl<O: Ops> Group<O> {
         let (verdict, stale) = if waits || (known && next < pass.step) {
             self.play(asked, open, &mut known, at)
         } else {
-            (self.judge_branches(members, &pass, None), self.is_stale(asked))
+            (self.judge_branches(members, pass, None), self.is_stale(asked))
         };
         use Reason::{Guidance, Interval, Last, Rule, WarmUp, Window};
         match verdict {
@@ -169,8 +169,8 @@ impl<O: Ops> Group<O> {
                 };
                 let change = last.read(ops);
                 let metric = self.policy.metric(change);
-                match self.judge_branches(members, &pass, Some(metric)) {
-                    Verdict::Skip if self.is_able(place, members, &pass) => Some(Action::Skip),
+                match self.judge_branches(members, pass, Some(metric)) {
+                    Verdict::Skip if self.is_able(place, members, pass) => Some(Action::Skip),
                     _ => Some(Action::Compute),
                 }
             }
@@ -182,7 +182,7 @@ impl<O: Ops> Group<O> {
     fn is_stale(&self, Asked { place, pass, members, .. }: Asked) -> bool {
         let max_age = self.policy.keep.max_age;
         let newest = |member: &usize| self.site(place)?.histories[*member].newest();
-        members.iter().any(|member| is_stale(newest(member), &pass, max_age))
+        members.iter().any(|member| is_stale(newest(member), pass, max_age))
     }
 
     /// Plays the rules forward from `next`, without touching them, through the open pass and those
@@ -213,8 +213,8 @@ impl<O: Ops> Group<O> {
             }
         }
         let players = &players[..members.len()];
-        let stale = players.iter().any(|player| is_stale(player.newest, &pass, max_age));
-        let verdict = judge(players.iter(), &pass);
+        let stale = players.iter().any(|player| is_stale(player.newest, pass, max_age));
+        let verdict = judge(players.iter(), pass);
         self.players = cast;
         (verdict, stale)
     }
