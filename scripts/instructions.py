@@ -6,7 +6,8 @@
 
 PREFIX holds an installed library. Two runs of tests/instructions/calls.c, one with more rounds than the other, are
 subtracted, so that neither the start nor the first passes count. The count does not depend on the machine's speed or
-load; it does on the compilers and on libc, whence the tolerance.
+load; it does on the compilers and on libc, whence the tolerance: with libc's other variants of memcpy and memset (set by
+GLIBC_TUNABLES) a call that touches no tensor takes up to 6 % more, `create and destroy` most of all.
 """
 import argparse
 import os
@@ -24,7 +25,7 @@ HEAD = "call\tinstructions"
 
 FEW, MANY = 20, 120
 # Share by which a call may exceed the table, and instructions that are never worth a failure.
-TOLERANCE, SLACK = 0.03, 6
+TOLERANCE, SLACK = 0.08, 6
 
 
 def build(prefix: Path, folder: Path) -> Path:
