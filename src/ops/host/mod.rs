@@ -16,6 +16,7 @@ use crate::error::Result;
 use crate::rule::Change;
 use arrayvec::ArrayVec;
 use kernels::{Ladder, Measure, Sum};
+use low_pass::LowPass;
 pub use simd::Level;
 use stage::{Stage, parts};
 use std::ffi::c_void;
@@ -29,12 +30,13 @@ pub struct Host {
     level: Level,
     /// Sums of each block, kept so that measuring allocates nothing.
     sums: Vec<[f64; 3]>,
+    low_pass: LowPass,
 }
 
 impl Host {
     pub fn new(memory: Arc<Memory>, threads: usize) -> Self {
         let level = Level::available().last().unwrap_or(Level::Portable);
-        Self { memory, threads, level, sums: Vec::new() }
+        Self { memory, threads, level, sums: Vec::new(), low_pass: LowPass::default() }
     }
 
     /// With an instruction set other than the best one.
@@ -85,7 +87,7 @@ impl Ops for Host {
     }
 
     fn low_pass(&mut self, out: View, x: View, height: usize, width: usize) {
-        low_pass::planes(self.threads, out, x, height, width);
+        self.low_pass.planes((self.level, self.threads), out, x, (height, width));
     }
 
     fn measure(&mut self, comparisons: &[Comparison], rounded: bool) -> Change {

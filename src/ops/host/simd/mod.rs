@@ -98,10 +98,11 @@ impl Level {
     /// Those of this processor, best last.
     pub fn available() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
-        let (avx2, avx512) = (
-            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c"),
-            is_x86_feature_detected!("avx512f"),
-        );
+        let avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("fma");
+        #[cfg(target_arch = "x86_64")]
+        let avx512 = is_x86_feature_detected!("avx512f");
         let all = [
             Some(Self::Portable),
             #[cfg(target_arch = "x86_64")]
