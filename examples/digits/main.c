@@ -1,5 +1,6 @@
 /* digits: draws handwritten digits with a small diffusion transformer, and shows what diffcache does for it.
  * `digits --help` lists the options. */
+#include "bench.h"
 #include "compare.h"
 #include "safetensors.h"
 #include "sheet.h"
@@ -14,6 +15,7 @@ static const char HELP[] =
     "usage: digits [options]\n"
     "  --cache TEXT       how to cache, for example \"fbcache,threshold=0.1\" (default: not at all)\n"
     "  --compare          every method: a table, and a contact sheet of ten pictures each with their errors\n"
+    "  --bench            what a cache costs that never skips, what it saves of what it could, and its memory\n"
     "  --check VECTOR     compare the model with PyTorch's output in the file VECTOR\n"
     "  --smoke            compare some short runs with the CPU's\n"
     "  --backend NAME     \"cpu\" or \"cuda\": where the model runs, and the cache (cpu)\n"
@@ -24,14 +26,14 @@ static const char HELP[] =
     "  --cfg batched      both branches of guidance stacked in one pass (default)\n"
     "  --cfg sequential   a pass for each\n"
     "  --seed N           of the noise (0)\n"
-    "  --repeat N         runs to take the median time of (1; with --compare 3)\n"
+    "  --repeat N         runs to take the median time of (1; with --compare 3, with --bench 9)\n"
     "  --weights FILE     the model (" DIGITS_WEIGHTS ")\n"
     "  --out FILE.png     the pictures (digits.png)\n";
 
 typedef struct {
     sampling sampling;
     const char *cache, *check, *weights, *out;
-    bool compare, smoke, trace, cuda;
+    bool compare, bench, smoke, trace, cuda;
     int repeat;
 } arguments;
 
@@ -43,6 +45,10 @@ static bool parse(int argc, char **argv, arguments *a)
         char *end = NULL;
         if (strcmp(option, "--compare") == 0) {
             a->compare = true;
+            continue;
+        }
+        if (strcmp(option, "--bench") == 0) {
+            a->bench = true;
             continue;
         }
         if (strcmp(option, "--smoke") == 0) {
@@ -271,9 +277,10 @@ int main(int argc, char **argv)
         return 1;
     a.sampling.model = &model;
     if (a.repeat == 0)
-        a.repeat = a.compare ? 3 : 1;
+        a.repeat = a.compare ? 3 : a.bench ? 9 : 1;
     int code = a.check     ? check(&model, a.check)
                : a.smoke   ? smoke_on(&model, a.weights)
+               : a.bench   ? bench(&a.sampling, a.repeat)
                : a.compare ? compare(&a.sampling, a.cache, a.repeat, a.out)
                            : draw(&a);
     dit_free(&model);

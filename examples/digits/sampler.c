@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 /* The branches of classifier-free guidance. The cache keeps a state for each. */
@@ -75,46 +76,82 @@ static dc_tensor_t pictures(float *pixels, int rows)
     return (dc_tensor_t){.data = pixels, .dtype = DC_F32, .ndim = 3, .shape = {rows, DIT_SIDE, DIT_SIDE}};
 }
 
+/* What this engine is, and what the user wants of the cache. */
+static dc_status_t describe(const sampling *s, const char *text, dc_engine_t *engine, dc_options_t *options)
+{
+    const maths *maths = s->model->maths;
+    dc_status_t status = dc_engine_init(engine, sizeof *engine);
+    if (!status)
+        status = dc_options_init(options, sizeof *options, NULL);
+    if (!status)
+        status = dc_options_parse(options, text);
+    engine->backend = maths->backend;
+    engine->device = maths->device;
+    engine->hooks = DC_HOOK_EACH | DC_HOOK_LAYERS | DC_HOOK_MODEL | DC_HOOK_GUIDE; /* all that are called below */
+    engine->n_blocks = DIT_BLOCKS;
+    engine->n_layers = DIT_BLOCKS * DIT_PARTS;
+    engine->n_branches = BRANCHES;
+    engine->uncond_branch = UNCOND;
+    engine->max_stacked = s->sequential ? 1 : BRANCHES;
+    engine->n_threads = 1; /* as the engine itself */
+    snprintf(engine->label, sizeof engine->label, "digits");
+    return status;
+}
+
+/* What one branch's tensors look like, so that all memory is taken at the start of a run and none later. */
+typedef struct {
+    dc_tensor_t hidden, picture;
+    dc_shape_t rows[5];
+} tensor_shapes;
+
+static void describe_tensors(const sampling *s, tensor_shapes *t)
+{
+    const uint32_t ANY = UINT32_MAX;
+    t->hidden = hidden_states(NULL, s->batch), t->picture = pictures(NULL, s->batch);
+    dc_shape_t rows[] = {
+        {.hook = DC_HOOK_EACH, .branch = ANY, .tensors = &t->hidden, .n = 1},
+        {.hook = DC_HOOK_LAYERS, .branch = ANY, .tensors = &t->hidden, .n = 1, .kind = DC_KIND_SPATIAL, .count = DIT_BLOCKS},
+        {.hook = DC_HOOK_LAYERS, .branch = ANY, .tensors = &t->hidden, .n = 1, .kind = DC_KIND_MLP, .count = DIT_BLOCKS},
+        {.hook = DC_HOOK_MODEL, .branch = ANY, .tensors = &t->picture, .n = 1},
+        {.hook = DC_HOOK_GUIDE, .branch = ANY, .tensors = &t->picture, .n = 1},
+    };
+    _Static_assert(sizeof rows == sizeof t->rows, "as many as there is room for");
+    memcpy(t->rows, rows, sizeof rows);
+}
+
+enum { SHAPES = sizeof((tensor_shapes *)0)->rows / sizeof(dc_shape_t) };
+
 dc_cache_t *open_cache(const sampling *s, const char *text)
 {
     dc_engine_t engine;
     dc_options_t options;
     dc_cache_t *cache = NULL;
     const maths *maths = s->model->maths;
-    if (dc_backend_prepare(maths->backend, maths->device) || dc_engine_init(&engine, sizeof engine) ||
-        dc_options_init(&options, sizeof options, NULL) || dc_options_parse(&options, text))
+    if (dc_backend_prepare(maths->backend, maths->device) || describe(s, text, &engine, &options))
         return NULL;
-    engine.backend = maths->backend;
-    engine.device = maths->device;
-    engine.hooks = DC_HOOK_EACH | DC_HOOK_LAYERS | DC_HOOK_MODEL | DC_HOOK_GUIDE; /* all that are called below */
-    engine.n_blocks = DIT_BLOCKS;
-    engine.n_layers = DIT_BLOCKS * DIT_PARTS;
-    engine.n_branches = BRANCHES;
-    engine.uncond_branch = UNCOND;
-    engine.max_stacked = s->sequential ? 1 : BRANCHES;
-    engine.n_threads = 1; /* as the engine itself */
-    snprintf(engine.label, sizeof engine.label, "digits");
     return dc_cache_create(&engine, &options, &cache) == DC_OK ? cache : NULL;
 }
 
-/* What one branch's tensors look like, so that all memory is taken here and none later. */
+uint64_t memory_needed(const sampling *s, const char *text)
+{
+    dc_engine_t engine;
+    dc_options_t options;
+    tensor_shapes shapes;
+    uint64_t bytes = 0;
+    describe_tensors(s, &shapes);
+    return describe(s, text, &engine, &options) || dc_memory_needed(&engine, &options, shapes.rows, SHAPES, &bytes) ? 0 : bytes;
+}
+
 static dc_status_t begin_run(run_state *r, const float *times)
 {
-    dc_tensor_t hidden = hidden_states(NULL, r->set->batch), picture = pictures(NULL, r->set->batch);
-    const uint32_t ANY = UINT32_MAX;
-    dc_shape_t shapes[] = {
-        {.hook = DC_HOOK_EACH, .branch = ANY, .tensors = &hidden, .n = 1},
-        {.hook = DC_HOOK_LAYERS, .branch = ANY, .tensors = &hidden, .n = 1, .kind = DC_KIND_SPATIAL, .count = DIT_BLOCKS},
-        {.hook = DC_HOOK_LAYERS, .branch = ANY, .tensors = &hidden, .n = 1, .kind = DC_KIND_MLP, .count = DIT_BLOCKS},
-        {.hook = DC_HOOK_MODEL, .branch = ANY, .tensors = &picture, .n = 1},
-        {.hook = DC_HOOK_GUIDE, .branch = ANY, .tensors = &picture, .n = 1},
-    };
+    tensor_shapes shapes;
+    describe_tensors(r->set, &shapes);
     dc_run_t run = DC_RUN_INIT;
     run.n_steps = (uint32_t)r->set->steps;
     run.timesteps = times;
     run.timestep_max = 1;
-    run.shapes = shapes;
-    run.n_shapes = sizeof shapes / sizeof *shapes;
+    run.shapes = shapes.rows;
+    run.n_shapes = SHAPES;
     run.stream = r->maths->stream;
     return dc_cache_begin_run(r->cache, &run);
 }
@@ -158,6 +195,7 @@ static void run_block(run_state *r, uint32_t i, int rows)
 {
     static const dc_kind_t KINDS[] = {[DIT_ATTENTION] = DC_KIND_SPATIAL, [DIT_MLP] = DC_KIND_MLP};
     dc_tensor_t out = hidden_states(r->out, rows);
+    double start = now();
     r->cost->blocks++;
     *r->work += (uint64_t)rows * DIT_WORK_MODULATE;
     dit_modulate(r->set->model, (int)i, r->condition, rows, r->modulation);
@@ -169,6 +207,7 @@ static void run_block(run_state *r, uint32_t i, int rows)
         }
         dit_add(r->set->model, part, r->modulation, rows, r->out, r->x);
     }
+    r->cost->block_seconds += now() - start;
 }
 
 /* Methods differ in what they leave out: the whole model, blocks, or parts of blocks. Each asks at its own hooks, and

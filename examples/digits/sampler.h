@@ -18,6 +18,7 @@ typedef struct {
 
 typedef struct {
     double seconds;                 /* the whole run */
+    double block_seconds;           /* of that, in blocks */
     double part_seconds[DIT_PARTS]; /* of that, in attention and in MLPs */
     uint64_t blocks;                /* blocks entered: each asks about both its parts */
     uint64_t parts[DIT_PARTS];      /* attentions and MLPs that ran */
@@ -32,6 +33,9 @@ double work_share(const sampling *s, const sampling_cost *cost);
 /* A cache for these samplings with the user's options, for example "fbcache,threshold=0.1".
  * Null if they are no good: dc_last_error() says why. */
 dc_cache_t *open_cache(const sampling *s, const char *options);
+
+/* What the cache of such a sampling will hold, in bytes; 0 if the options are no good. */
+uint64_t memory_needed(const sampling *s, const char *options);
 
 /* Draws images[batch][DIT_PIXELS], about -1..1. cache: null = none. */
 void sample(const sampling *s, dc_cache_t *cache, float *images, sampling_cost *cost);
