@@ -26,7 +26,7 @@ static const char HELP[] =
     "  --cfg batched      both branches of guidance stacked in one pass (default)\n"
     "  --cfg sequential   a pass for each\n"
     "  --seed N           of the noise (0)\n"
-    "  --repeat N         runs to take the median time of (1; with --compare 3, with --bench 9)\n"
+    "  --repeat N         runs to take the median time of (1; with --compare 3, with --bench 7)\n"
     "  --weights FILE     the model (" DIGITS_WEIGHTS ")\n"
     "  --out FILE.png     the pictures (digits.png)\n";
 
@@ -277,7 +277,7 @@ int main(int argc, char **argv)
         return 1;
     a.sampling.model = &model;
     if (a.repeat == 0)
-        a.repeat = a.compare ? 3 : a.bench ? 9 : 1;
+        a.repeat = a.compare ? 3 : a.bench ? 7 : 1;
     int code = a.check     ? check(&model, a.check)
                : a.smoke   ? smoke_on(&model, a.weights)
                : a.bench   ? bench(&a.sampling, a.repeat)

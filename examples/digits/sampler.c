@@ -12,13 +12,15 @@ enum { COND = 0, UNCOND = 1, BRANCHES = 2 };
 
 /* What the passes of one run share. Rows: those of the pass's first branch, then those of the second. What follows
  * `host_labels` is in the device's memory. */
-typedef struct {
+struct sampling_run {
     const sampling *set;
     const maths *maths;
     dc_cache_t *cache;
     sampling_cost *cost;
     bool warned;
-    uint64_t *work;    /* of the current step */
+    float times[DC_MAX_STEPS + 1]; /* of each step, and 0 */
+    int step;          /* the next one */
+    uint64_t *work;    /* of the current one */
     float *host_t;     /* [rows] as below, on their way there */
     int *host_labels;  /* [rows] */
     float *images;     /* [rows][DIT_PIXELS] what the model is given */
@@ -29,7 +31,8 @@ typedef struct {
     float *modulation; /* [rows][DIT_MODULATION] of the current block */
     float *x;          /* [rows][DIT_TOKENS][DIT_WIDTH] hidden states */
     float *out;        /* [rows][DIT_TOKENS][DIT_WIDTH] of an attention or MLP */
-} run_state;
+    float *drawing;    /* [batch][DIT_PIXELS] */
+};
 
 static double now(void)
 {
@@ -142,13 +145,13 @@ uint64_t memory_needed(const sampling *s, const char *text)
     return describe(s, text, &engine, &options) || dc_memory_needed(&engine, &options, shapes.rows, SHAPES, &bytes) ? 0 : bytes;
 }
 
-static dc_status_t begin_run(run_state *r, const float *times)
+static dc_status_t begin_run(sampling_run *r)
 {
     tensor_shapes shapes;
     describe_tensors(r->set, &shapes);
     dc_run_t run = DC_RUN_INIT;
     run.n_steps = (uint32_t)r->set->steps;
-    run.timesteps = times;
+    run.timesteps = r->times;
     run.timestep_max = 1;
     run.shapes = shapes.rows;
     run.n_shapes = SHAPES;
@@ -157,7 +160,7 @@ static dc_status_t begin_run(run_state *r, const float *times)
 }
 
 /* An error of the cache never spoils a picture, it only costs time: say so once and go on. */
-static void warn(run_state *r, bool failed)
+static void warn(sampling_run *r, bool failed)
 {
     if (failed && !r->warned)
         fprintf(stderr, "the cache is idle: %s\n", dc_last_error());
@@ -181,7 +184,7 @@ double work_share(const sampling *s, const sampling_cost *cost)
 }
 
 /* Attention or MLP of a block: x -> out. */
-static void run_part(run_state *r, dit_part part, int block, int rows)
+static void run_part(sampling_run *r, dit_part part, int block, int rows)
 {
     double start = now();
     (part == DIT_MLP ? dit_mlp : dit_attention)(r->set->model, block, r->x, r->modulation, rows, r->out);
@@ -191,7 +194,7 @@ static void run_part(run_state *r, dit_part part, int block, int rows)
 }
 
 /* The parts are offered one by one. On a skip `out` holds what the part would have put out. */
-static void run_block(run_state *r, uint32_t i, int rows)
+static void run_block(sampling_run *r, uint32_t i, int rows)
 {
     static const dc_kind_t KINDS[] = {[DIT_ATTENTION] = DC_KIND_SPATIAL, [DIT_MLP] = DC_KIND_MLP};
     dc_tensor_t out = hidden_states(r->out, rows);
@@ -212,7 +215,7 @@ static void run_block(run_state *r, uint32_t i, int rows)
 
 /* Methods differ in what they leave out: the whole model, blocks, or parts of blocks. Each asks at its own hooks, and
  * is answered DC_COMPUTE at the others. */
-static dc_status_t run_model(run_state *r, const dc_pass_t *pass, int rows, float *velocity)
+static dc_status_t run_model(sampling_run *r, const dc_pass_t *pass, int rows, float *velocity)
 {
     const dit_model *model = r->set->model;
     dc_cache_t *cache = r->cache;
@@ -233,7 +236,7 @@ static dc_status_t run_model(run_state *r, const dc_pass_t *pass, int rows, floa
 }
 
 /* The velocities of `images` in the pass's branches: velocity[n_branches][batch][DIT_PIXELS]. */
-static void evaluate(run_state *r, dc_pass_t pass, float t, const float *images, float *velocity)
+static void evaluate(sampling_run *r, dc_pass_t pass, float t, const float *images, float *velocity)
 {
     const maths *m = r->maths;
     int batch = r->set->batch, rows = (int)pass.n_branches * batch;
@@ -257,7 +260,7 @@ static void evaluate(run_state *r, dc_pass_t pass, float t, const float *images,
 
 /* Classifier-free guidance: velocity[BRANCHES][batch][DIT_PIXELS], uncond first, in one stacked pass or in a pass each.
  * The cache may know the unconditional velocity without a pass. Stacked, that must be asked beforehand. */
-static void evaluate_branches(run_state *r, uint32_t step, float t, const float *images, float *velocity)
+static void evaluate_branches(sampling_run *r, uint32_t step, float t, const float *images, float *velocity)
 {
     int batch = r->set->batch;
     float *uncond = velocity, *cond = velocity + batch * DIT_PIXELS;
@@ -285,11 +288,12 @@ static void evaluate_branches(run_state *r, uint32_t step, float t, const float 
     r->cost->unconds++;
 }
 
-static void allocate_rows(run_state *r)
+static void allocate_rows(sampling_run *r)
 {
     size_t rows = BRANCHES * (size_t)r->set->batch, size = sizeof(float) * rows;
     r->host_t = allocate(rows, sizeof(float));
     r->host_labels = allocate(rows, sizeof(int));
+    r->drawing = r->maths->allocate(size / BRANCHES * DIT_PIXELS);
     r->images = r->maths->allocate(size * DIT_PIXELS);
     r->velocity = r->maths->allocate(size * DIT_PIXELS);
     r->t = r->maths->allocate(size);
@@ -300,40 +304,59 @@ static void allocate_rows(run_state *r)
     r->out = r->maths->allocate(size * DIT_TOKENS * DIT_WIDTH);
 }
 
-static void release_rows(run_state *r)
+static void release_rows(sampling_run *r)
 {
-    void *all[] = {r->images, r->velocity, r->t, r->labels, r->condition, r->modulation, r->x, r->out};
+    void *all[] = {r->drawing, r->images, r->velocity, r->t, r->labels, r->condition, r->modulation, r->x, r->out};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         r->maths->release(all[i]);
     free(r->host_t), free(r->host_labels);
 }
 
+sampling_run *begin_sampling(const sampling *s, dc_cache_t *cache, sampling_cost *cost)
+{
+    sampling_run *r = allocate(1, sizeof *r);
+    *r = (sampling_run){.set = s, .maths = s->model->maths, .cache = cache, .cost = cost};
+    *cost = (sampling_cost){0};
+    allocate_rows(r);
+    double start = now();
+    size_t size = sizeof(float) * DIT_PIXELS * (size_t)s->batch;
+    float *noise = allocate(size, 1);
+    for (int k = 0; k < s->batch; k++)
+        gaussian(s->seed, (uint64_t)k, noise + k * DIT_PIXELS, DIT_PIXELS);
+    r->maths->upload(r->drawing, noise, size);
+    free(noise);
+    for (int step = 0; step <= s->steps; step++)
+        r->times[step] = 1 - (float)step / (float)s->steps;
+    warn(r, begin_run(r) != DC_OK);
+    cost->seconds += now() - start;
+    return r;
+}
+
+void sample_step(sampling_run *r)
+{
+    double start = now();
+    int step = r->step++, pixels = r->set->batch * DIT_PIXELS;
+    float *uncond = r->velocity, *cond = r->velocity + pixels;
+    r->work = &r->cost->work[step];
+    evaluate_branches(r, (uint32_t)step, r->times[step], r->drawing, r->velocity);
+    r->maths->advance(pixels, r->times[step + 1] - r->times[step], r->set->guidance, uncond, cond, r->drawing);
+    r->cost->seconds += now() - start;
+}
+
+void end_sampling(sampling_run *r, float *images)
+{
+    double start = now();
+    (void)dc_cache_end_run(r->cache);
+    r->maths->download(images, r->drawing, sizeof(float) * DIT_PIXELS * (size_t)r->set->batch);
+    r->cost->seconds += now() - start;
+    release_rows(r);
+    free(r);
+}
+
 void sample(const sampling *s, dc_cache_t *cache, float *images, sampling_cost *cost)
 {
-    run_state r = {.set = s, .maths = s->model->maths, .cache = cache, .cost = cost};
-    int pixels = s->batch * DIT_PIXELS;
-    size_t size = sizeof(float) * (size_t)pixels;
-    float times[DC_MAX_STEPS + 1];
-    *cost = (sampling_cost){0};
-    for (int step = 0; step <= s->steps; step++)
-        times[step] = 1 - (float)step / (float)s->steps;
-    allocate_rows(&r);
-    float *x = r.maths->allocate(size), *uncond = r.velocity, *cond = r.velocity + pixels;
-
-    double start = now();
-    for (int k = 0; k < s->batch; k++)
-        gaussian(s->seed, (uint64_t)k, images + k * DIT_PIXELS, DIT_PIXELS);
-    r.maths->upload(x, images, size);
-    warn(&r, begin_run(&r, times) != DC_OK);
-    for (int step = 0; step < s->steps; step++) {
-        r.work = &cost->work[step];
-        evaluate_branches(&r, (uint32_t)step, times[step], x, r.velocity);
-        r.maths->advance(pixels, times[step + 1] - times[step], s->guidance, uncond, cond, x);
-    }
-    (void)dc_cache_end_run(cache);
-    r.maths->download(images, x, size);
-    cost->seconds = now() - start;
-
-    r.maths->release(x);
-    release_rows(&r);
+    sampling_run *run = begin_sampling(s, cache, cost);
+    for (int step = 0; step < s->steps; step++)
+        sample_step(run);
+    end_sampling(run, images);
 }

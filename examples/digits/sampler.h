@@ -40,4 +40,10 @@ uint64_t memory_needed(const sampling *s, const char *options);
 /* Draws images[batch][DIT_PIXELS], about -1..1. cache: null = none. */
 void sample(const sampling *s, dc_cache_t *cache, float *images, sampling_cost *cost);
 
+/* The same in pieces: as many steps as `s` says, between a beginning and an end. */
+typedef struct sampling_run sampling_run;
+sampling_run *begin_sampling(const sampling *s, dc_cache_t *cache, sampling_cost *cost);
+void sample_step(sampling_run *run);
+void end_sampling(sampling_run *run, float *images);
+
 #endif
