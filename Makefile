@@ -19,8 +19,8 @@ export CMAKE_GENERATOR := Ninja
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
 .PHONY: help build install demo test bench header ptx gpu-test gpu-bench clean \
-        install-files tools-demo tools-test lint softcuda test-rust test-cuda test-ptx prefix \
-        test-plain test-instructions test-valgrind run-valgrind test-sanitize
+        install-files demo-program tools-demo tools-test tools-bench lint softcuda test-rust test-cuda test-ptx \
+        prefix test-plain test-instructions test-valgrind run-valgrind test-sanitize
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -58,11 +58,13 @@ install-files:
 # Where the demo's model and its cache run: cpu, or cuda, which takes a GPU and its driver, and nothing else.
 BACKEND ?= cpu
 
-demo: tools-demo prefix ## sample a small diffusion model with every method: a table and a picture (BACKEND=cuda: on a GPU)
-	cmake --log-level=WARNING -S examples -B $(TARGET)/demo -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH=$(TARGET)/prefix >/dev/null
-	cmake --build $(TARGET)/demo --target digits
+demo: demo-program ## sample a small diffusion model with every method: a table and a picture (BACKEND=cuda: on a GPU)
 	$(TARGET)/demo/digits/digits --compare --backend $(BACKEND) --out $(TARGET)/demo/contact-sheet.png
 	@echo "The samples of some settings, and their differences: $(TARGET:$(CURDIR)/%=%)/demo/contact-sheet.png"
+
+demo-program: tools-demo prefix
+	cmake --log-level=WARNING -S examples -B $(TARGET)/demo -DCMAKE_BUILD_TYPE=Release -DCMAKE_PREFIX_PATH=$(TARGET)/prefix >/dev/null
+	cmake --build $(TARGET)/demo --target digits
 
 # ---- tests --------------------------------------------------------------------------------------------------------
 
@@ -148,10 +150,29 @@ test-sanitize: tools-test
 	@$(MAKE) --no-print-directory -s install-files FROM=$(asan)/$(HOST)/release PREFIX=$(asan)/prefix DESTDIR= LIBDIR=lib
 	$(call ctest,sanitize,$(asan)/prefix,$(GUARDED) "-DCMAKE_C_FLAGS=$(SANITIZE)" "-DCMAKE_CXX_FLAGS=$(SANITIZE)",$(ONCE))
 
-# ---- the rest -----------------------------------------------------------------------------------------------------
+# ---- benchmarks ---------------------------------------------------------------------------------------------------
 
-bench: ## criterion benchmarks: calls, measure and combine beside a plain read and copy
+# A Python that has torch and diffusers. Set it to one that you have, and nothing is downloaded.
+BENCH_PYTHON ?= $(TARGET)/bench-venv/python/bin/python
+FIGURES := $(TARGET)/figures
+
+bench: export DC_FIGURES = $(FIGURES)/rows.tsv
+bench: export DIFFCACHE_SO = $(TARGET)/release/libdiffcache.so
+bench: tools-bench demo-program ## every figure beside its target and its rival, in one table: docs/performance.md says what they mean
+	@rm -rf $(FIGURES) && mkdir -p $(FIGURES)
 	$(CARGO) bench
+	$(TARGET)/demo/digits/digits --bench
+	$$(command -v $(BENCH_PYTHON) || echo python3) -B benches/eager.py $(DIFFCACHE_SO)
+	@echo && scripts/bench_table.py $(DC_FIGURES) $(FIGURES)/table.md
+	@echo "The same in Markdown: $(FIGURES:$(CURDIR)/%=%)/table.md"
+
+# The packages that the recordings in tests/conformance were made with.
+tools-bench: tools-demo
+ifeq ($(origin BENCH_PYTHON),file)
+	@.ci/bootstrap $(TARGET)/bench-venv venv tests/conformance/requirements.txt
+endif
+
+# ---- the rest -----------------------------------------------------------------------------------------------------
 
 # On a machine with cargo but no GPU these build target/gpu, and say where to take it. See scripts/gpu.
 gpu-test: tools-test ## the same tests on a real GPU, and kernels and demo under compute-sanitizer
