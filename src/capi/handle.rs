@@ -36,6 +36,7 @@ struct Free {
     fresh: usize,
 }
 
+#[repr(align(128))]
 struct Slot<T> {
     state: AtomicU64,
     value: UnsafeCell<Option<Box<T>>>,
