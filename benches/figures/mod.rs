@@ -1,5 +1,6 @@
 //! Rows of the table that `make bench` prints: what was measured, its target, and its rival in the
 //! same run.
+#![allow(dead_code, reason = "each program uses its part")]
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::time::Instant;
