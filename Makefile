@@ -164,7 +164,8 @@ bench: tools-bench demo-program ## every figure beside its target and its rival,
 	$(TARGET)/demo/digits/digits --bench
 	$$(command -v $(BENCH_PYTHON) || echo python3) -B benches/eager.py $(DIFFCACHE_SO)
 	@echo && scripts/bench_table.py $(DC_FIGURES) $(FIGURES)/table.md
-	@echo "The same in Markdown: $(FIGURES:$(CURDIR)/%=%)/table.md"
+	@scripts/scaling_chart.py $(FIGURES)/scaling.tsv $(FIGURES)/scaling.svg
+	@echo "The same in Markdown, and a chart: $(FIGURES:$(CURDIR)/%=%)/table.md, scaling.svg"
 
 # The packages that the recordings in tests/conformance were made with.
 tools-bench: tools-demo
