@@ -192,7 +192,8 @@ impl Engine {
 
 /// How many times as long as `one` `many` takes, in turn.
 fn growth(mut many: impl FnMut(), mut one: impl FnMut()) -> Spread {
-    (many(), one());
+    many();
+    one();
     Spread::of((0..REPEATS).map(|_| timed(&mut many) / timed(&mut one)))
 }
 
