@@ -20,8 +20,8 @@ use axis::{Axis, Quad, ZERO};
 use std::sync::{Mutex, PoisonError};
 use vector::{COLUMNS, Portable, Row, Vector};
 
-/// Fewer planes than this are spread over threads strip by strip.
-const FEW: usize = 32;
+/// Multiply-adds that are worth waking a thread for, a tenth of a millisecond or so.
+const WORTH: usize = 1 << 21;
 
 /// What is kept between planes of the same size, so that a call allocates nothing.
 #[derive(Default)]
@@ -60,8 +60,10 @@ impl LowPass {
             out: out.get().wrapping_add(k * len),
             spectrum,
         };
-        if threads == 1 || planes >= FEW {
-            return pool::for_each(threads, planes, |k| {
+        // Strips of a step have to wait for those of the step before: only if planes share out badly.
+        let (n, work) = (pool::count(threads), plan.work());
+        if planes >= 4 * n || planes.is_multiple_of(n) || planes * work < 8 * WORTH {
+            return pool::for_each(threads, planes, WORTH.div_ceil(work), |k| {
                 with(scratch, plan, |scratch| {
                     let spectrum = scratch.spectrum.as_mut_ptr();
                     let [plane, next] = [k, k + 1].map(|k| plane(k, spectrum));
@@ -78,7 +80,8 @@ impl LowPass {
         spectra.resize(planes * plan.spectrum(), Row::ZERO);
         let spectra = Shared(spectra.as_mut_ptr());
         for (strips, step) in plan.steps() {
-            pool::for_each(threads, planes * strips, |k| {
+            let least = (3 * strips * WORTH).div_ceil(work);
+            pool::for_each(threads, planes * strips, least, |k| {
                 let (k, strip) = (k / strips, k % strips);
                 let plane = plane(k, spectra.get().wrapping_add(k * plan.spectrum()));
                 // Safety: strips of one step have no element in common.
@@ -145,6 +148,13 @@ impl Plan {
         let (r, sums) = (height.min(width) / 5, sums(level));
         let (along_y, along_x) = (Axis::new(height, r, sums), Axis::new(width, r, sums));
         Self { level, height, width, r, along_y, along_x }
+    }
+
+    /// Multiply-adds of a plane, about.
+    fn work(&self) -> usize {
+        let (along_y, along_x) =
+            (self.width * self.along_y.places, self.along_y.waves * self.along_x.places);
+        2 * self.along_y.waves * (along_y + along_x)
     }
 
     /// In order, with the strips of each.
@@ -430,11 +440,13 @@ mod tests {
 
     #[test]
     fn no_bit_depends_on_the_threads_or_on_what_was_done_before() {
-        let mut kept = [LowPass::default(), LowPass::default()];
-        for (planes, height, width) in SIZES {
+        // The last two are worth more threads than one: plane by plane, and strip by strip.
+        let sizes = SIZES.into_iter().chain([(101, 60, 90), (5, 240, 320)]);
+        let mut kept = [LowPass::default(), LowPass::default(), LowPass::default()];
+        for (planes, height, width) in sizes {
             let x = noise(planes, height, width);
             let fresh = low_pass(&mut LowPass::default(), (best(), 1), &x, height, width);
-            for (kept, threads) in kept.iter_mut().zip([1, 2]) {
+            for (kept, threads) in kept.iter_mut().zip([1, 2, 3]) {
                 for _ in 0..2 {
                     let again = low_pass(kept, (best(), threads), &x, height, width);
                     assert!(again == fresh, "{planes} x {height} x {width}, {threads} threads");

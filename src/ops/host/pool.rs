@@ -32,19 +32,25 @@ pub fn shares(threads: usize, len: usize, f: impl Fn(Range<usize>) + Sync) {
     });
 }
 
-/// Calls `f` once for each of `0 .. n`, which are much work each; `threads` as in [`shares`].
-pub fn for_each(threads: usize, n: usize, f: impl Fn(usize) + Sync) {
-    divide(threads, n, 1, |units| units.for_each(&f));
+/// Calls `f` once for each of `0 .. n`, of which `least` are worth waking a thread for; `threads` as in
+/// [`shares`].
+pub fn for_each(threads: usize, n: usize, least: usize, f: impl Fn(usize) + Sync) {
+    divide(threads, n, least, |units| units.for_each(&f));
+}
+
+/// As many threads as are meant: 0 is as many as are of use.
+pub fn count(threads: usize) -> usize {
+    static SENSIBLE: Lazy<usize> =
+        Lazy::new(|| std::thread::available_parallelism().map_or(1, |n| n.get().min(ENOUGH)));
+    if threads == 0 { *SENSIBLE } else { threads }
 }
 
 fn divide(threads: usize, n: usize, least: usize, f: impl Fn(Range<usize>) + Sync) {
-    static SENSIBLE: Lazy<usize> =
-        Lazy::new(|| std::thread::available_parallelism().map_or(1, |n| n.get().min(ENOUGH)));
     let most = n / least;
     if threads == 1 || most < 2 {
         return f(0..n);
     }
-    let threads = if threads == 0 { *SENSIBLE } else { threads }.min(most);
+    let threads = count(threads).min(most);
     let share = n.div_ceil(threads);
     run(n.div_ceil(share), &|k| f(k * share..n.min((k + 1) * share)), || f(0..n));
 }
@@ -181,7 +187,7 @@ mod tests {
         for threads in [0, 1, 2, 3, 40] {
             for n in [0, 1, 2, 7, 100] {
                 let done: Vec<_> = (0..n).map(|_| AtomicUsize::new(0)).collect();
-                for_each(threads, n, |k| _ = done[k].fetch_add(1, Relaxed));
+                for_each(threads, n, 1, |k| _ = done[k].fetch_add(1, Relaxed));
                 assert!(done.iter().all(|done| done.load(Relaxed) == 1));
             }
         }
@@ -202,7 +208,7 @@ mod tests {
     #[test]
     fn a_panic_in_any_share_reaches_the_caller_and_the_pool_lives_on() {
         for at in 0..4 {
-            let work = || for_each(4, 4, |k| assert_ne!(k, at));
+            let work = || for_each(4, 4, 1, |k| assert_ne!(k, at));
             assert!(catch_unwind(work).is_err());
         }
         every_unit_is_done_once_whatever_the_threads();
@@ -211,18 +217,18 @@ mod tests {
     #[test]
     fn work_within_work_is_done_by_who_asks_for_it() {
         let done = AtomicUsize::new(0);
-        for_each(2, 2, |_| for_each(2, 5, |_| _ = done.fetch_add(1, Relaxed)));
+        for_each(2, 2, 1, |_| for_each(2, 5, 1, |_| _ = done.fetch_add(1, Relaxed)));
         assert_eq!(done.load(Relaxed), 10);
     }
 
     #[cfg(unix)]
     #[test]
     fn a_forked_process_works_alone() {
-        for_each(2, 2, |_| {});
+        for_each(2, 2, 1, |_| {});
         let child = unsafe { libc::fork() };
         if child == 0 {
             let done = AtomicUsize::new(0);
-            for_each(2, 6, |_| _ = done.fetch_add(1, Relaxed));
+            for_each(2, 6, 1, |_| _ = done.fetch_add(1, Relaxed));
             unsafe { libc::_exit(i32::from(done.load(Relaxed) != 6)) };
         }
         let mut status = -1;
