@@ -11,7 +11,6 @@ use std::path::PathBuf;
 use std::ptr::{null, null_mut};
 use std::time::{Duration, Instant};
 
-#[allow(dead_code, reason = "each program uses its part")]
 mod figures;
 
 const BLOCKS: u32 = 57;

@@ -5,7 +5,6 @@
 //! included, at the rate that a loop over registers reaches in the same run: as many threads, the
 //! same instruction set. Tensors are those of video and image latents. Those of videos are larger than
 //! the caches, and there memory is a limit too: hence a plain copy of the same bytes is shown.
-#[allow(dead_code)]
 mod figures;
 
 use diffcache::ops::host::Host;

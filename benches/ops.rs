@@ -3,7 +3,6 @@
 //!
 //! Also beside the loops of a C++ engine that caches for itself: one element at a time, converted by a
 //! function call each.
-#[allow(dead_code)] // not every program has figures of every kind
 mod figures;
 
 use diffcache::ops::host::Host;
