@@ -78,13 +78,13 @@ unsafe fn gather(view: &View, start: usize, n: usize, to: *mut u8) {
 }
 
 /// # Safety
-/// The elements can be read at `from`, and are apart from those of the view.
+/// The elements can be read at `from`, which is the very place of those of the view or apart from it.
 pub unsafe fn scatter(from: *const u8, view: &View, start: usize, n: usize) {
     let size = view.dtype().size();
     view.runs(start, n, |at, address, n, stride| unsafe {
         let from = from.add(at * size);
         match (stride, view.dtype()) {
-            (1, _) => address.copy_from_nonoverlapping(from, n * size),
+            (1, _) => address.copy_from(from, n * size),
             (_, Dtype::F32) => step::<u32>(from, 1, address, stride, n),
             (_, Dtype::F16 | Dtype::Bf16) => step::<u16>(from, 1, address, stride, n),
         }
