@@ -37,14 +37,28 @@ impl Elements {
         }
     }
 
+    /// Returns what was written.
     #[inline(always)]
-    unsafe fn store<S: Simd>(self, at: usize, x: S::Lanes) {
+    unsafe fn store<S: Simd>(self, at: usize, x: S::Lanes) -> S::Lanes {
         unsafe {
             match self.dtype {
                 Dtype::F32 => S::store_f32(x, self.address.add(4 * at)),
                 Dtype::F16 => S::store_f16(x, self.address.add(2 * at)),
                 Dtype::Bf16 => S::store_bf16(x, self.address.add(2 * at)),
             }
+        }
+    }
+
+    /// Rounds to `dtype` and returns that, which is also what is written, in the dtype that is here.
+    #[inline(always)]
+    unsafe fn keep<S: Simd>(self, dtype: Dtype, at: usize, x: S::Lanes) -> S::Lanes {
+        unsafe {
+            if self.dtype == dtype {
+                return self.store::<S>(at, x);
+            }
+            let rounded = S::round(dtype, x);
+            self.store::<S>(at, rounded);
+            rounded
         }
     }
 }
@@ -69,7 +83,7 @@ impl Task for Sum<'_> {
                 _ if self.each_term => self.rounding::<S>(),
                 Some(Dtype::F32) => self.alike::<S>(Dtype::F32),
                 Some(Dtype::F16) => self.alike::<S>(Dtype::F16),
-                Some(Dtype::Bf16) => self.alike::<S>(Dtype::Bf16),
+                Some(Dtype::Bf16) => self.alike::<S::Paired>(Dtype::Bf16),
                 None => exact::<S>(self.out, self.x, self.terms, self.n),
             }
         }
@@ -152,20 +166,47 @@ pub struct Ladder<'a> {
 impl Task for Ladder<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { y, rungs, gap, n } = self;
-        let dtype = y.dtype;
-        let Some((last, held)) = rungs.split_last() else { return };
-        for at in (0..n).step_by(LANES) {
-            unsafe {
-                let mut t = y.load::<S>(at);
-                for place in held {
-                    let rung = S::round(dtype, place.load::<S>(at));
-                    place.store::<S>(at, t);
-                    let difference = S::round(dtype, S::sub(t, rung));
-                    t = S::round(dtype, S::div(difference, S::splat(gap)));
-                }
-                last.store::<S>(at, t);
+        let dtype = common_dtype([self.y].into_iter().chain(self.rungs.iter().copied()));
+        unsafe {
+            match dtype {
+                Some(Dtype::F32) => self.alike::<S>(Dtype::F32),
+                Some(Dtype::F16) => self.alike::<S>(Dtype::F16),
+                Some(Dtype::Bf16) => self.alike::<S::Paired>(Dtype::Bf16),
+                None => climb::<S>(self.y, self.rungs, self.gap, self.n),
             }
+        }
+    }
+}
+
+impl Ladder<'_> {
+    #[inline(always)]
+    unsafe fn alike<S: Simd>(self, dtype: Dtype) {
+        let Self { y, rungs, gap, n } = self;
+        let rung = |k: usize| rungs[k].of(dtype);
+        unsafe {
+            match rungs.len() {
+                2 => climb::<S>(y.of(dtype), &[rung(0), rung(1)], gap, n),
+                3 => climb::<S>(y.of(dtype), &[rung(0), rung(1), rung(2)], gap, n),
+                _ => climb::<S>(y.of(dtype), rungs, gap, n),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn climb<S: Simd>(y: Elements, rungs: &[Elements], gap: f32, n: usize) {
+    let Some((last, held)) = rungs.split_last() else { return };
+    let dtype = y.dtype;
+    for at in (0..n).step_by(LANES) {
+        unsafe {
+            let mut t = y.load::<S>(at);
+            for place in held {
+                let rung = S::round(dtype, place.load::<S>(at));
+                t = place.keep::<S>(dtype, at, t);
+                let difference = S::round(dtype, S::sub(t, rung));
+                t = S::div(difference, S::splat(gap));
+            }
+            last.keep::<S>(dtype, at, t);
         }
     }
 }
@@ -194,7 +235,7 @@ impl Task for Measure<'_> {
             match common_dtype(all.into_iter().flatten()) {
                 Some(Dtype::F32) => self.of(Dtype::F32).body::<S>(),
                 Some(Dtype::F16) => self.of(Dtype::F16).body::<S>(),
-                Some(Dtype::Bf16) => self.of(Dtype::Bf16).body::<S>(),
+                Some(Dtype::Bf16) => self.of(Dtype::Bf16).body::<S::Paired>(),
                 None => self.body::<S>(),
             }
         }
@@ -238,9 +279,12 @@ unsafe fn sum_block<S: Simd>(
         for at in block.step_by(LANES) {
             let mut u = x.load::<S>(at);
             if let Some(base) = base {
-                u = S::round(dtype, S::sub(u, base.load::<S>(at)));
-            }
-            if let Some(keep) = keep {
+                let difference = S::sub(u, base.load::<S>(at));
+                u = match keep {
+                    Some(keep) => keep.keep::<S>(dtype, at, difference),
+                    None => S::round(dtype, difference),
+                };
+            } else if let Some(keep) = keep {
                 keep.store::<S>(at, u);
             }
             let v = earlier.load::<S>(at);
@@ -262,7 +306,7 @@ unsafe fn add_by_halves<S: Simd>(lanes: S::Lanes) -> f64 {
     unsafe { S::store_f32(lanes, single.as_mut_ptr().cast()) };
     let mut sums = [0f64; LANES];
     for k in 0..LANES {
-        sums[k] = f64::from(single[k]);
+        sums[k] = f64::from(single[S::lane(k)]);
     }
     let mut width = LANES / 2;
     while width > 0 {

@@ -5,13 +5,13 @@ use super::{LANES, Simd, Task};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
-pub struct Avx512;
+pub struct Avx512<const PAIRED: bool>;
 
 /// # Safety
 /// The processor has AVX-512F, and the task's contract is kept.
 #[target_feature(enable = "avx512f")]
 pub unsafe fn run<T: Task>(task: T) {
-    unsafe { task.run::<Avx512>() }
+    unsafe { task.run::<Avx512<false>>() }
 }
 
 /// One expression for each vector. No closure: it would not be compiled for the instruction set.
@@ -32,8 +32,13 @@ macro_rules! each {
 
 const WIDTH: usize = LANES / 2;
 
-impl Simd for Avx512 {
+impl<const PAIRED: bool> Simd for Avx512<PAIRED> {
     type Lanes = [__m512; 2];
+    type Paired = Avx512<true>;
+
+    fn lane(k: usize) -> usize {
+        if PAIRED { k % 2 * WIDTH + k / 2 } else { k }
+    }
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::Lanes {
@@ -56,6 +61,11 @@ impl Simd for Avx512 {
     unsafe fn load_bf16(from: *const u8) -> Self::Lanes {
         let from = from.cast::<u16>();
         unsafe {
+            if PAIRED {
+                let pairs = _mm512_loadu_si512(from.cast());
+                let even = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs));
+                return [even, upper_half(pairs)];
+            }
             each!(K => {
                 let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.add(K * WIDTH).cast()));
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
@@ -64,31 +74,44 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn store_f32(x: Self::Lanes, to: *mut u8) {
+    unsafe fn store_f32(x: Self::Lanes, to: *mut u8) -> Self::Lanes {
         let to = to.cast::<f32>();
         unsafe { each!(K => _mm512_storeu_ps(to.add(K * WIDTH), x[K])) };
+        x
     }
 
     #[inline(always)]
-    unsafe fn store_f16(x: Self::Lanes, to: *mut u8) {
+    unsafe fn store_f16(x: Self::Lanes, to: *mut u8) -> Self::Lanes {
         let to = to.cast::<u16>();
         unsafe {
             each!(K => {
                 let half = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x[K]);
-                _mm256_storeu_si256(to.add(K * WIDTH).cast(), half)
+                _mm256_storeu_si256(to.add(K * WIDTH).cast(), half);
+                _mm512_cvtph_ps(half)
             })
-        };
+        }
     }
 
     #[inline(always)]
-    unsafe fn store_bf16(x: Self::Lanes, to: *mut u8) {
+    unsafe fn store_bf16(x: Self::Lanes, to: *mut u8) -> Self::Lanes {
         let to = to.cast::<u16>();
         unsafe {
-            each!(K => {
-                let upper = _mm512_srli_epi32::<16>(rounded_to_bf16(x[K]));
-                _mm256_storeu_si256(to.add(K * WIDTH).cast(), _mm512_cvtepi32_epi16(upper))
-            })
-        };
+            let bits = each!(K => rounded_to_bf16::<PAIRED>(x[K]));
+            if PAIRED {
+                let [even, odd] = bits;
+                // Of each word the upper half of `odd`, and below it that of `even`.
+                let upper = _mm512_set1_epi32(!0xffff);
+                let even = _mm512_srli_epi32::<16>(even);
+                let pairs = _mm512_ternarylogic_epi32::<0xca>(upper, odd, even);
+                _mm512_storeu_si512(to.cast(), pairs);
+            } else {
+                each!(K => {
+                    let half = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits[K]));
+                    _mm256_storeu_si256(to.add(K * WIDTH).cast(), half)
+                });
+            }
+            each!(K => upper_half(bits[K]))
+        }
     }
 
     #[inline(always)]
@@ -98,10 +121,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn round_bf16(x: Self::Lanes) -> Self::Lanes {
-        unsafe {
-            let upper = _mm512_set1_epi32(!0xffff);
-            each!(K => _mm512_castsi512_ps(_mm512_and_si512(rounded_to_bf16(x[K]), upper)))
-        }
+        unsafe { each!(K => upper_half(rounded_to_bf16::<PAIRED>(x[K]))) }
     }
 
     #[inline(always)]
@@ -130,13 +150,22 @@ impl Simd for Avx512 {
     }
 }
 
-/// The upper halves are bf16; what is in the lower ones does not count. A NaN stays one.
 #[inline(always)]
-unsafe fn rounded_to_bf16(x: __m512) -> __m512i {
+unsafe fn upper_half(bits: __m512i) -> __m512 {
+    unsafe { _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(!0xffff))) }
+}
+
+/// The upper halves are bf16; what is in the lower ones does not count. A NaN stays one, also if it
+/// is `PAIRED` with nothing in its lower half.
+#[inline(always)]
+unsafe fn rounded_to_bf16<const PAIRED: bool>(x: __m512) -> __m512i {
     unsafe {
         let bits = _mm512_castps_si512(x);
         let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
         let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        if PAIRED {
+            return rounded;
+        }
         let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
         _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x40_0000))
     }

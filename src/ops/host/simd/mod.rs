@@ -30,6 +30,16 @@ pub trait Simd: Copy {
     /// [`LANES`] values of f32.
     type Lanes: Copy;
 
+    /// The same instructions for operands that are all of bf16. They are taken in pairs, of which one
+    /// fills the upper half of a word already: that halves the work of loads and stores. What comes
+    /// of bf16 and is no number has nothing in its lower half, so that rounding needs no care for it.
+    type Paired: Simd;
+
+    /// Which of the lanes has element `k` of a group.
+    fn lane(k: usize) -> usize {
+        k
+    }
+
     unsafe fn splat(x: f32) -> Self::Lanes;
 
     /// Asks for a line of memory, which need not exist.
@@ -49,9 +59,10 @@ pub trait Simd: Copy {
     unsafe fn load_f16(from: *const u8) -> Self::Lanes;
     unsafe fn load_bf16(from: *const u8) -> Self::Lanes;
 
-    unsafe fn store_f32(x: Self::Lanes, to: *mut u8);
-    unsafe fn store_f16(x: Self::Lanes, to: *mut u8);
-    unsafe fn store_bf16(x: Self::Lanes, to: *mut u8);
+    /// Stores return what was written.
+    unsafe fn store_f32(x: Self::Lanes, to: *mut u8) -> Self::Lanes;
+    unsafe fn store_f16(x: Self::Lanes, to: *mut u8) -> Self::Lanes;
+    unsafe fn store_bf16(x: Self::Lanes, to: *mut u8) -> Self::Lanes;
 
     unsafe fn round_f16(x: Self::Lanes) -> Self::Lanes;
     unsafe fn round_bf16(x: Self::Lanes) -> Self::Lanes;

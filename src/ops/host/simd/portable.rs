@@ -17,6 +17,7 @@ fn each(f: impl Fn(usize) -> f32) -> Lanes {
 
 impl Simd for Portable {
     type Lanes = Lanes;
+    type Paired = Self;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Lanes {
@@ -41,18 +42,23 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn store_f32(x: Lanes, to: *mut u8) {
-        unsafe { to.cast::<Lanes>().write_unaligned(x) }
+    unsafe fn store_f32(x: Lanes, to: *mut u8) -> Lanes {
+        unsafe { to.cast::<Lanes>().write_unaligned(x) };
+        x
     }
 
     #[inline(always)]
-    unsafe fn store_f16(x: Lanes, to: *mut u8) {
-        unsafe { to.cast::<[u16; LANES]>().write_unaligned(x.map(to_f16)) }
+    unsafe fn store_f16(x: Lanes, to: *mut u8) -> Lanes {
+        let bits = x.map(to_f16);
+        unsafe { to.cast::<[u16; LANES]>().write_unaligned(bits) };
+        each(|k| from_f16(bits[k]))
     }
 
     #[inline(always)]
-    unsafe fn store_bf16(x: Lanes, to: *mut u8) {
-        unsafe { to.cast::<[u16; LANES]>().write_unaligned(x.map(to_bf16)) }
+    unsafe fn store_bf16(x: Lanes, to: *mut u8) -> Lanes {
+        let bits = x.map(to_bf16);
+        unsafe { to.cast::<[u16; LANES]>().write_unaligned(bits) };
+        each(|k| from_bf16(bits[k]))
     }
 
     #[inline(always)]
