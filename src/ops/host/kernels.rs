@@ -5,9 +5,17 @@ use super::simd::{Simd, Task};
 use crate::ops::{BLOCK, Dtype, LANES};
 use std::ops::Range;
 
-/// Bytes by which memory is asked for an operand before it is needed. What computes between its loads
-/// has fewer of them under way than a plain loop; of 0.25 to 4 KB this came out best.
+/// Bytes by which halves are asked for before they are needed. What computes between its loads has
+/// fewer of them under way than a plain loop; of 0.25 to 4 KB this came out best. f32 lose by it.
 const AHEAD: usize = 384;
+
+const PAGE: usize = 4096;
+
+/// Elements of a page, of f32.
+const STRETCH: usize = PAGE / 4;
+
+/// Most tensors of which the next page is asked for: with more the processor has enough to do.
+const FEW: usize = 3;
 
 /// Elements side by side. Kernels work on whole groups of [`LANES`].
 #[derive(Clone, Copy)]
@@ -24,9 +32,8 @@ impl Elements {
 
     #[inline(always)]
     unsafe fn load<S: Simd>(self, at: usize) -> S::Lanes {
-        let ahead = self.address.wrapping_add(self.dtype.size() * at + AHEAD);
-        for line in 0..self.dtype.size() / 2 {
-            S::prefetch(ahead.wrapping_add(64 * line));
+        if self.dtype != Dtype::F32 {
+            S::prefetch(self.address.wrapping_add(2 * at + AHEAD));
         }
         unsafe {
             match self.dtype {
@@ -63,6 +70,23 @@ impl Elements {
     }
 }
 
+/// Asks for the page that follows, once for each: its address takes time to translate, and the
+/// processor's own prefetchers, which stop at the end of a page, start anew where something was asked
+/// for. Worth it where memory is slowest beside the formulas: for a few tensors of f32.
+#[inline(always)]
+fn turn_pages<S: Simd>(read: impl Iterator<Item = Elements> + Clone, at: usize) {
+    let mut kinds = read.clone().map(|elements| elements.dtype);
+    if !at.is_multiple_of(STRETCH) || read.clone().count() > FEW || kinds.any(|d| d != Dtype::F32) {
+        return;
+    }
+    for elements in read {
+        let soon = elements.address.wrapping_add(4 * at + PAGE / 8);
+        let next = soon.wrapping_add(PAGE - soon.addr() % PAGE);
+        S::prefetch(next);
+        S::prefetch(next.wrapping_add(64));
+    }
+}
+
 /// `out := x + sum_j c_j Y_j`. The operands are valid for `n` elements, a multiple of [`LANES`];
 /// `out` is one of the others, or apart from them.
 pub struct Sum<'a> {
@@ -75,11 +99,14 @@ pub struct Sum<'a> {
 }
 
 impl Task for Sum<'_> {
+    fn is_of_f32(&self) -> bool {
+        self.dtype() == Some(Dtype::F32)
+    }
+
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let operands = [self.out].into_iter().chain(self.x).chain(self.terms.iter().map(|t| t.1));
         unsafe {
-            match common_dtype(operands) {
+            match self.dtype() {
                 _ if self.each_term => self.rounding::<S>(),
                 Some(Dtype::F32) => self.alike::<S>(Dtype::F32),
                 Some(Dtype::F16) => self.alike::<S>(Dtype::F16),
@@ -91,6 +118,10 @@ impl Task for Sum<'_> {
 }
 
 impl Sum<'_> {
+    fn dtype(&self) -> Option<Dtype> {
+        common_dtype([self.out].into_iter().chain(self.x).chain(self.terms.iter().map(|t| t.1)))
+    }
+
     /// All operands are of one dtype, which the compiler knows, as it knows how many terms there are.
     #[inline(always)]
     unsafe fn alike<S: Simd>(self, dtype: Dtype) {
@@ -136,10 +167,12 @@ unsafe fn exact<S: Simd>(
     mut terms: &[(f32, Elements)],
     n: usize,
 ) {
+    let all = terms;
     // With neither x nor a term before it, a first term stands alone: no 0 + c*y, which would turn -0
     // into 0.
     let alone = x.map_or_else(|| terms.split_off_first(), |_| None);
     for at in (0..n).step_by(LANES) {
+        turn_pages::<S>(x.into_iter().chain(all.iter().map(|y| y.1)), at);
         unsafe {
             let mut sum = match (x, alone) {
                 (Some(x), _) => x.load::<S>(at),
@@ -164,11 +197,14 @@ pub struct Ladder<'a> {
 }
 
 impl Task for Ladder<'_> {
+    fn is_of_f32(&self) -> bool {
+        self.dtype() == Some(Dtype::F32)
+    }
+
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let dtype = common_dtype([self.y].into_iter().chain(self.rungs.iter().copied()));
         unsafe {
-            match dtype {
+            match self.dtype() {
                 Some(Dtype::F32) => self.alike::<S>(Dtype::F32),
                 Some(Dtype::F16) => self.alike::<S>(Dtype::F16),
                 Some(Dtype::Bf16) => self.alike::<S::Paired>(Dtype::Bf16),
@@ -179,6 +215,10 @@ impl Task for Ladder<'_> {
 }
 
 impl Ladder<'_> {
+    fn dtype(&self) -> Option<Dtype> {
+        common_dtype([self.y].into_iter().chain(self.rungs.iter().copied()))
+    }
+
     #[inline(always)]
     unsafe fn alike<S: Simd>(self, dtype: Dtype) {
         let Self { y, rungs, gap, n } = self;
@@ -198,6 +238,7 @@ unsafe fn climb<S: Simd>(y: Elements, rungs: &[Elements], gap: f32, n: usize) {
     let Some((last, held)) = rungs.split_last() else { return };
     let dtype = y.dtype;
     for at in (0..n).step_by(LANES) {
+        turn_pages::<S>(held.iter().copied().chain([y]), at);
         unsafe {
             let mut t = y.load::<S>(at);
             for place in held {
@@ -227,12 +268,14 @@ pub struct Measure<'a> {
 }
 
 impl Task for Measure<'_> {
+    fn is_of_f32(&self) -> bool {
+        self.dtype() == Some(Dtype::F32)
+    }
+
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { x, base, earlier, keep, .. } = &self;
-        let all = [Some(*x), *base, Some(*earlier), *keep];
         unsafe {
-            match common_dtype(all.into_iter().flatten()) {
+            match self.dtype() {
                 Some(Dtype::F32) => self.of(Dtype::F32).body::<S>(),
                 Some(Dtype::F16) => self.of(Dtype::F16).body::<S>(),
                 Some(Dtype::Bf16) => self.of(Dtype::Bf16).body::<S::Paired>(),
@@ -243,6 +286,11 @@ impl Task for Measure<'_> {
 }
 
 impl Measure<'_> {
+    fn dtype(&self) -> Option<Dtype> {
+        let all = [Some(self.x), self.base, Some(self.earlier), self.keep];
+        common_dtype(all.into_iter().flatten())
+    }
+
     #[inline(always)]
     fn of(self, dtype: Dtype) -> Self {
         Self {
@@ -277,6 +325,8 @@ unsafe fn sum_block<S: Simd>(
     unsafe {
         let mut lanes = [S::splat(0.0); 3];
         for at in block.step_by(LANES) {
+            let read = [Some(x), base, Some(earlier)].into_iter().flatten();
+            turn_pages::<S>(read, at);
             let mut u = x.load::<S>(at);
             if let Some(base) = base {
                 let difference = S::sub(u, base.load::<S>(at));
@@ -303,19 +353,22 @@ unsafe fn sum_block<S: Simd>(
 #[inline(always)]
 unsafe fn add_by_halves<S: Simd>(lanes: S::Lanes) -> f64 {
     let mut single = [0f32; LANES];
-    unsafe { S::store_f32(lanes, single.as_mut_ptr().cast()) };
-    let mut sums = [0f64; LANES];
-    for k in 0..LANES {
-        sums[k] = f64::from(single[S::lane(k)]);
+    unsafe { S::store_f32(S::in_order(lanes), single.as_mut_ptr().cast()) };
+    let mut sums = [0f64; LANES / 2];
+    for k in 0..LANES / 2 {
+        sums[k] = f64::from(single[k]) + f64::from(single[k + LANES / 2]);
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for k in 0..width {
-            sums[k] += sums[k + width];
-        }
-        width /= 2;
+    // Each width on its own, so that the compiler makes vectors of it.
+    for k in 0..8 {
+        sums[k] += sums[k + 8];
     }
-    sums[0]
+    for k in 0..4 {
+        sums[k] += sums[k + 4];
+    }
+    for k in 0..2 {
+        sums[k] += sums[k + 2];
+    }
+    sums[0] + sums[1]
 }
 
 fn common_dtype(mut all: impl Iterator<Item = Elements>) -> Option<Dtype> {

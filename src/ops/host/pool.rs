@@ -20,7 +20,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 /// shows where that is.
 const SHARE: usize = 128;
 
-/// Threads at most, if none are asked for: more do not get more out of memory.
+/// Threads at most, if none are asked for: a few fill most memories, and an engine's own want cores
+/// too. This bound is a choice, not a measurement.
 const ENOUGH: usize = 16;
 
 /// The work on elements `0 .. len`, in as many shares as there are threads, each of whole blocks.

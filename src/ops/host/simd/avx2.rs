@@ -42,10 +42,23 @@ impl<const PAIRED: bool> Simd for Avx2<PAIRED> {
     type Lanes = [__m256; 4];
     type Paired = Avx2<true>;
 
-    fn lane(k: usize) -> usize {
-        // Vectors 0 and 1 have the pairs of one half of the elements, 2 and 3 those of the other.
-        let (half, k) = (k / (2 * WIDTH), k % (2 * WIDTH));
-        if PAIRED { (2 * half + k % 2) * WIDTH + k / 2 } else { 2 * half * WIDTH + k }
+    #[inline(always)]
+    unsafe fn in_order(x: Self::Lanes) -> Self::Lanes {
+        if !PAIRED {
+            return x;
+        }
+        unsafe {
+            each!(K => {
+                // Unpacking works within halves of a register: it has elements 0 to 3 and 8 to 11 of
+                // sixteen, and the others.
+                let (even, odd) = (x[K / 2 * 2], x[K / 2 * 2 + 1]);
+                let (low, high) = (_mm256_unpacklo_ps(even, odd), _mm256_unpackhi_ps(even, odd));
+                match K % 2 {
+                    0 => _mm256_permute2f128_ps::<0x20>(low, high),
+                    _ => _mm256_permute2f128_ps::<0x31>(low, high),
+                }
+            })
+        }
     }
 
     #[inline(always)]

@@ -36,8 +36,17 @@ impl<const PAIRED: bool> Simd for Avx512<PAIRED> {
     type Lanes = [__m512; 2];
     type Paired = Avx512<true>;
 
-    fn lane(k: usize) -> usize {
-        if PAIRED { k % 2 * WIDTH + k / 2 } else { k }
+    #[inline(always)]
+    unsafe fn in_order(x: Self::Lanes) -> Self::Lanes {
+        if !PAIRED {
+            return x;
+        }
+        unsafe {
+            // The first half of the even elements in turn with that of the odd ones; then the others.
+            let first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            let second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+            [_mm512_permutex2var_ps(x[0], first, x[1]), _mm512_permutex2var_ps(x[0], second, x[1])]
+        }
     }
 
     #[inline(always)]

@@ -35,10 +35,8 @@ pub trait Simd: Copy {
     /// of bf16 and is no number has nothing in its lower half, so that rounding needs no care for it.
     type Paired: Simd;
 
-    /// Which of the lanes has element `k` of a group.
-    fn lane(k: usize) -> usize {
-        k
-    }
+    /// The lanes in the order of the elements, which they are not in while they are paired.
+    unsafe fn in_order(x: Self::Lanes) -> Self::Lanes;
 
     unsafe fn splat(x: f32) -> Self::Lanes;
 
@@ -93,6 +91,9 @@ pub trait Task {
     /// # Safety
     /// As [`Simd`]; and the task's own contract.
     unsafe fn run<S: Simd>(self);
+
+    /// Does it convert nothing, so that memory is all it waits for?
+    fn is_of_f32(&self) -> bool;
 }
 
 /// The instruction sets there is code for.
@@ -113,7 +114,7 @@ impl Level {
             && is_x86_feature_detected!("f16c")
             && is_x86_feature_detected!("fma");
         #[cfg(target_arch = "x86_64")]
-        let avx512 = is_x86_feature_detected!("avx512f");
+        let avx512 = avx2 && is_x86_feature_detected!("avx512f");
         let all = [
             Some(Self::Portable),
             #[cfg(target_arch = "x86_64")]
@@ -132,6 +133,9 @@ impl Level {
                 Self::Portable => task.run::<portable::Portable>(),
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx2 => avx2::run(task),
+                // Loads of 32 bytes have more of memory on its way than those of 64: up to a fifth faster.
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512 if task.is_of_f32() => avx2::run(task),
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx512 => avx512::run(task),
             }

@@ -20,6 +20,11 @@ impl Simd for Portable {
     type Paired = Self;
 
     #[inline(always)]
+    unsafe fn in_order(x: Lanes) -> Lanes {
+        x
+    }
+
+    #[inline(always)]
     unsafe fn splat(x: f32) -> Lanes {
         [x; LANES]
     }
