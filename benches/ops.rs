@@ -21,7 +21,9 @@ const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 
 /// A tensor, as words: what a plain loop works on.
 struct Stream {
-    words: Vec<u64>,
+    /// With room before the first, so that it starts a line of the cache, as engines' tensors do.
+    storage: Vec<u64>,
+    first: usize,
     dtype: Dtype,
 }
 
@@ -40,20 +42,29 @@ impl Stream {
         let bits = 8 * dtype.size();
         let mut word = || (0..64 / bits).map(|k| element() << (k * bits)).sum();
         let period: Vec<u64> = (0..8191).map(|_| word()).collect();
-        let words = period.into_iter().cycle().take(len * dtype.size() / 8).collect();
-        Self { words, dtype }
+        let n = len * dtype.size() / 8;
+        let mut storage = Vec::<u64>::with_capacity(n + 7);
+        let first = storage.as_ptr().align_offset(64);
+        storage.resize(first, 0);
+        storage.extend(period.into_iter().cycle().take(n));
+        Self { storage, first, dtype }
+    }
+
+    fn words(&self) -> &[u64] {
+        &self.storage[self.first..]
     }
 
     fn view(&self) -> View {
-        let len = self.words.len() * 8 / self.dtype.size();
+        let len = self.words().len() * 8 / self.dtype.size();
         // The words outlive the measurement that uses the view; nobody else uses them meanwhile.
-        unsafe { View::strided(self.words.as_ptr().cast_mut().cast(), self.dtype, &[len], &[1]) }
+        unsafe { View::strided(self.words().as_ptr().cast_mut().cast(), self.dtype, &[len], &[1]) }
     }
 
     /// Of thread number `k` of `n`.
     fn share(&self, (k, n): (usize, usize)) -> &[u64] {
-        let share = self.words.len().div_ceil(n);
-        &self.words[k * share..self.words.len().min((k + 1) * share)]
+        let words = self.words();
+        let share = words.len().div_ceil(n);
+        &words[k * share..words.len().min((k + 1) * share)]
     }
 
     /// The same, to be written; shares of different threads are apart.
@@ -292,11 +303,11 @@ fn scalar_add(x: &mut [u64], y: &[u64], c: f32, dtype: Dtype) {
 impl Case {
     fn scalar(&mut self, s: &[Stream]) {
         let (x, y, dtype) = (s[0].view(), s[1].view(), self.dtype);
-        let at_least = |fair: bool| if fair { Target::AtLeast(4.0) } else { Target::None };
-        // In f32 the scalar loop gets half of what memory can do, so nothing could be 4 times as fast.
+        // In f32 the scalar loop gets half of what memory can do already, so nothing could be 4 times as
+        // fast: the ratio to a plain read, above, says how near to the most this is.
         self.compare(
             "measure u, v",
-            at_least(dtype != Dtype::F32),
+            Target::AtLeast(4.0),
             "scalar loop",
             |host| {
                 let comparison = Comparison { x, base: None, earlier: y, keep: None };
@@ -305,10 +316,10 @@ impl Case {
             },
             |k| _ = black_box(scalar_change(s[0].share(k), s[1].share(k), dtype)),
         );
-        // But for f16 the compiler makes vectors of this loop too, and it waits for memory.
+        // But for f16 the compiler makes vectors of this loop too, and memory is what it waits for.
         self.compare(
             "combine 1, over x",
-            at_least(dtype == Dtype::F16),
+            Target::AtLeast(4.0),
             "scalar loop",
             |host| host.combine(x, Some(x), &[(0.625, y)], Rounding::Once),
             |k| unsafe { scalar_add(s[0].share_mut(k), s[1].share(k), 0.625, dtype) },
@@ -332,7 +343,7 @@ fn crossover() {
                 black_box(host.read(pending));
             }
         };
-        let ratio = faster(41, || measure(&mut two), || measure(&mut one));
+        let ratio = faster(21, || measure(&mut two), || measure(&mut one));
         let figure = format!("measure, bf16, {blocks} blocks of 4096, 2 threads");
         report("host ops", &figure, ratio, "x", Target::None, "1 thread");
     }
@@ -346,7 +357,7 @@ fn main() {
     let is_wanted = |dtype: Dtype| {
         wanted.is_empty() || wanted.iter().any(|word| *word == format!("{dtype:?}").to_lowercase())
     };
-    for (shape, repeats) in SHAPES.into_iter().zip([15, 5]) {
+    for (shape, repeats) in SHAPES.into_iter().zip([15, 3]) {
         for dtype in DTYPES.into_iter().filter(|dtype| is_wanted(*dtype)) {
             let len = shape.iter().product();
             let n = if shape == SHAPES[0] { 6 } else { 4 };
@@ -355,10 +366,10 @@ fn main() {
                 let host = Host::new(Memory::new(None, 0), threads);
                 let mut case = Case { shape, dtype, threads, repeats, host };
                 case.measure(&streams);
-                case.combine::<1>(&streams);
                 case.combine::<2>(&streams);
-                case.copy(&streams);
                 if shape == SHAPES[0] {
+                    case.combine::<1>(&streams);
+                    case.copy(&streams);
                     case.combine::<3>(&streams);
                     case.combine::<4>(&streams);
                     case.ladder(&streams);
