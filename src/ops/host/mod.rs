@@ -150,6 +150,13 @@ impl<T> Shared<T> {
 /// Elements of a stage where there may be many: those of all operands fit the first-level cache.
 const ROOM: usize = 512;
 
+/// Elements of a stage for what is written past the caches.
+const STRETCH: usize = 2048;
+
+/// Bytes of a tensor that is written past the caches. It is more than a core has of them for itself, so
+/// most of it would be gone before it is read.
+const FAR: usize = 8 << 20;
+
 // What follows is the work of one thread on its share of the elements. All views have the elements,
 // so each that a stage names is valid, as the kernels ask for, and `level` is that of a `Host`.
 
@@ -159,11 +166,16 @@ fn transfer(out: &View, x: &View, range: Range<usize>) {
     if let (true, Some(to), Some(from)) =
         (dense, out.contiguous(range.start, range.len()), x.contiguous(range.start, range.len()))
     {
+        let bytes = range.len() * x.dtype().size();
         // A tensor may be copied onto itself.
-        return unsafe { to.copy_from(from, range.len() * x.dtype().size()) };
+        if !is_far(out, [x].into_iter()) {
+            return unsafe { to.copy_from(from, bytes) };
+        }
+        unsafe { stage::stream(from, to, bytes) };
+        return stage::settle();
     }
     let mut stage = Stage::<ROOM>::NEW;
-    for (start, n) in parts(range, false, LANES, ROOM) {
+    for (start, n) in parts(range, None, LANES, ROOM) {
         let from = stage.read(x, start, n);
         unsafe { stage::scatter(from.address, out, start, n) };
     }
@@ -177,11 +189,18 @@ fn combine(
     rounding: Rounding,
     range: Range<usize>,
 ) {
-    let views = || [out].into_iter().chain(x).chain(terms.iter().map(|(_, y)| y));
-    let mut stages = [Stage::<ROOM>::NEW; MAX_TERMS + 2];
-    let [out_stage, x_stage, term_stages @ ..] = &mut stages;
-    for (start, n) in parts(range, views().all(View::is_dense), LANES, ROOM) {
-        let place = out_stage.room(out, start, n);
+    let read = || x.into_iter().chain(terms.iter().map(|(_, y)| y));
+    let dense = read().chain([out]).all(View::is_dense);
+    let far = dense && is_far(out, read());
+    let mut out_stage = Stage::<STRETCH>::NEW;
+    let mut stages = [Stage::<ROOM>::NEW; MAX_TERMS + 1];
+    let [x_stage, term_stages @ ..] = &mut stages;
+    let in_place = dense.then_some(if far { STRETCH } else { usize::MAX });
+    for (start, n) in parts(range, in_place, LANES, ROOM) {
+        let place = match far {
+            true => out_stage.apart(out.dtype()),
+            false => out_stage.room(out, start, n),
+        };
         let x = x.map(|x| x_stage.read(x, start, n));
         let terms: ArrayVec<_, MAX_TERMS> = term_stages
             .iter_mut()
@@ -191,14 +210,27 @@ fn combine(
         let each_term = rounding == Rounding::EachTerm;
         let sum = Sum { out: place, x, terms: &terms, each_term, n };
         unsafe { level.run(sum) };
-        out_stage.write_back(place, out, start, n);
+        match out.contiguous(start, n).filter(|_| far) {
+            Some(to) => unsafe { stage::stream(place.address, to, n * out.dtype().size()) },
+            None => out_stage.write_back(place, out, start, n),
+        }
     }
+    if far {
+        stage::settle();
+    }
+}
+
+/// Is a tensor so large, and apart from what is read, that what is written to it is better not kept in
+/// the caches?
+fn is_far<'a>(out: &View, mut read: impl Iterator<Item = &'a View>) -> bool {
+    out.len() * out.dtype().size() >= FAR && !read.any(|view| view.is_same(out))
 }
 
 fn ladder(level: Level, y: &View, rungs: &[View], held: usize, gap: f32, range: Range<usize>) {
     let mut stages = [Stage::<ROOM>::NEW; MAX_RUNGS + 1];
     let [y_stage, rung_stages @ ..] = &mut stages;
-    for (start, n) in parts(range, rungs.iter().chain([y]).all(View::is_dense), LANES, ROOM) {
+    let dense = rungs.iter().chain([y]).all(View::is_dense);
+    for (start, n) in parts(range, dense.then_some(usize::MAX), LANES, ROOM) {
         let y = y_stage.read(y, start, n);
         let read = |(k, (stage, rung)): (usize, (&mut Stage<ROOM>, &View))| match k < held {
             true => stage.read(rung, start, n),
@@ -227,7 +259,7 @@ fn measure(
     let mut stages = [Stage::<BLOCK>::NEW; 4];
     let [x_stage, base_stage, earlier_stage, keep_stage] = &mut stages;
     let first = range.start;
-    for (start, n) in parts(range, dense, BLOCK, BLOCK) {
+    for (start, n) in parts(range, dense.then_some(usize::MAX), BLOCK, BLOCK) {
         let place = keep.as_ref().map(|keep| keep_stage.room(keep, start, n));
         let measure = Measure {
             x: x_stage.read(x, start, n),
@@ -346,6 +378,40 @@ mod tests {
                 let out = buffer(&mut host, dtype, &[7.0]);
                 host.combine(out.view(), None, &[(1.0, y.view())], Rounding::EachTerm);
                 assert_eq!(values(&out), [expected], "{x} {dtype:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_written_past_the_caches_is_what_is_written_through_them() {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+            let size = dtype.size();
+            let len = FAR / size + 12_345;
+            // Not on a line of the cache, and not on a large page.
+            let words = |k: u32| -> Vec<u32> {
+                let word = |i: u32| (i.wrapping_mul(2_654_435_761) ^ k) & 0x3bff_3bff;
+                (0..(len * size).div_ceil(4) as u32 + 1).map(word).collect()
+            };
+            let mut tensors: Vec<_> = (1..5).map(words).collect();
+            let [x, y, far, near] = [0, 1, 2, 3].map(|k| tensors[k].as_mut_ptr().cast::<u8>());
+            // The words outlive the views, which have fewer bytes.
+            let view = |data: *mut u8, at: usize, n: usize| unsafe {
+                View::strided(data.wrapping_add((at + 1) * size), dtype, &[n], &[1])
+            };
+            let form = |host: &mut Host, out: *mut u8, at: usize, n: usize, terms: usize| {
+                let (x, term) = (view(x, at, n), (0.3, view(y, at, n)));
+                host.combine(view(out, at, n), Some(x), &[term][..terms], Rounding::Once);
+            };
+            for (terms, threads) in [(0, 1), (0, 3), (1, 1), (1, 3)] {
+                let mut host = Host::new(Memory::new(None, 0), threads);
+                form(&mut host, far, 0, len, terms);
+                for at in (0..len).step_by(100_000) {
+                    form(&mut host, near, at, (len - at).min(100_000), terms);
+                }
+                let bytes = |data: *mut u8| unsafe {
+                    std::slice::from_raw_parts(data.wrapping_add(size), len * size)
+                };
+                assert!(bytes(far) == bytes(near), "{dtype:?}, {terms} terms, {threads} threads");
             }
         }
     }

@@ -6,19 +6,21 @@ use crate::ops::{Dtype, LANES, View};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Cuts a range into parts, each a start and a length: as many whole groups of `unit` as there are, if
-/// the views are `dense` and the elements therefore in place; else what a [`Stage`] of `room` can hold.
+/// Cuts a range into parts, each a start and a length: whole groups of `unit`, as many as there are or
+/// `in_place`, if that is given because the elements are in place; else what a [`Stage`] of `room` can
+/// hold.
 pub fn parts(
     range: Range<usize>,
-    dense: bool,
+    in_place: Option<usize>,
     unit: usize,
     room: usize,
 ) -> impl Iterator<Item = (usize, usize)> {
     let mut start = range.start;
     std::iter::from_fn(move || {
         let left = range.end - start;
-        let whole = left - left % unit;
-        let n = if dense && whole > 0 { whole } else { left.min(room) };
+        let whole = left.min(in_place.unwrap_or(0));
+        let whole = whole - whole % unit;
+        let n = if whole > 0 { whole } else { left.min(room) };
         start += n;
         (n > 0).then_some((start - n, n))
     })
@@ -47,6 +49,11 @@ impl<const ROOM: usize> Stage<ROOM> {
         elements
     }
 
+    /// The buffer, to be filled whatever the view and [`stream`]ed.
+    pub fn apart(&mut self, dtype: Dtype) -> Elements {
+        Elements { address: self.0.as_mut_ptr().cast(), dtype }
+    }
+
     /// Where they are to be written, before [`write_back`](Self::write_back).
     pub fn room(&mut self, view: &View, start: usize, n: usize) -> Elements {
         let place = view.contiguous(start, n).filter(|_| n.is_multiple_of(LANES));
@@ -60,6 +67,44 @@ impl<const ROOM: usize> Stage<ROOM> {
             // `View`'s contract makes the elements writable; they were written to the buffer.
             unsafe { scatter(from.address, view, start, n) };
         }
+    }
+}
+
+/// Copies past the caches, which need neither hold what is written nor read it first. Before anybody
+/// else reads it, [`settle`].
+///
+/// # Safety
+/// The bytes can be read and written, and are apart.
+pub unsafe fn stream(from: *const u8, to: *mut u8, bytes: usize) {
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+        const LINE: usize = 64;
+        let head = to.align_offset(LINE).min(bytes);
+        let lines = (bytes - head) / LINE * LINE;
+        to.copy_from_nonoverlapping(from, head);
+        for at in (head..head + lines).step_by(LINE) {
+            let (from, to) = (from.add(at).cast::<__m128i>(), to.add(at).cast::<__m128i>());
+            // SSE2 is part of x86-64.
+            for k in 0..LINE / size_of::<__m128i>() {
+                _mm_stream_si128(to.add(k), _mm_loadu_si128(from.add(k)));
+            }
+        }
+        let done = head + lines;
+        to.add(done).copy_from_nonoverlapping(from.add(done), bytes - done);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    unsafe {
+        to.copy_from_nonoverlapping(from, bytes);
+    }
+}
+
+/// What was [`stream`]ed by this thread is written before what it writes from here on.
+pub fn settle() {
+    #[cfg(target_arch = "x86_64")]
+    // SSE is part of x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
     }
 }
 
