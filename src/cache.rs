@@ -99,6 +99,13 @@ pub struct PassInfo {
     pub stream: *mut c_void,
 }
 
+impl Default for PassInfo {
+    fn default() -> Self {
+        let (branches, stream) = (Members::new(), std::ptr::null_mut());
+        Self { step: 0, branches, flags: 0, timestep: 0.0, stream }
+    }
+}
+
 /// The tensors of one call.
 pub type Given = ArrayVec<Tensor, MAX_TENSORS>;
 
@@ -484,12 +491,12 @@ impl<O: Ops> Cache<O> {
     // ---- passes ----
 
     /// Opens a pass, also after an error: it then computes everything.
-    pub fn begin_pass(&mut self, info: &Result<PassInfo>) -> Result<()> {
+    pub fn begin_pass(&mut self, info: Result<&PassInfo>) -> Result<()> {
         let nested = self.pass.is_some();
         self.cancel_pass();
         let mut pass = self.spare.take().unwrap_or_else(|| Box::new(OpenPass::new()));
         *pass = OpenPass::new();
-        let begun = info.as_ref().map_err(Error::clone).and_then(|info| {
+        let begun = info.and_then(|info| {
             (pass.about.step, pass.flags) = (info.step, info.flags);
             let checked = self.check_pass(info, "begin_pass");
             if checked.is_err() && info.flags & flag::FORGET != 0 {

@@ -154,14 +154,14 @@ impl Rig {
         self.cache.begin_run(run).expect("a run");
     }
 
-    fn info(&self, branches: &[usize]) -> Result<PassInfo> {
-        Ok(PassInfo {
+    fn info(&self, branches: &[usize]) -> PassInfo {
+        PassInfo {
             step: self.step,
             branches: branches.iter().copied().collect(),
             flags: 0,
             timestep: 0.0,
             stream: std::ptr::null_mut(),
-        })
+        }
     }
 
     /// What `act` reads and writes, in tensors.
@@ -183,7 +183,7 @@ impl Rig {
         layer.fill(self.step as f32);
         let (given, out) = (given(&x), self::given(&layer));
         let mut skipped = 0;
-        self.cache.begin_pass(&self.info(&[0])).expect("a pass");
+        self.cache.begin_pass(Ok(&self.info(&[0]))).expect("a pass");
         for block in 0..BLOCKS {
             let (action, result) = self.cache.before_block(block, &given, None);
             result.expect("before_block");
@@ -216,10 +216,10 @@ impl Rig {
             tensor
         });
         let (cond, uncond) = (given(&cond), given(&uncond));
-        let (action, result) = self.cache.before_uncond(self.info(&[1]), &cond, &uncond);
+        let (action, result) = self.cache.before_uncond(Ok(&self.info(&[1])), &cond, &uncond);
         result.expect("before_uncond");
         if action == Action::Compute {
-            self.cache.after_uncond(self.info(&[1]), &cond, &uncond).expect("after_uncond");
+            self.cache.after_uncond(Ok(&self.info(&[1])), &cond, &uncond).expect("after_uncond");
         }
         self.step += 1;
         action
@@ -313,7 +313,7 @@ fn an_engine_that_keeps_its_input_saves_the_copy() {
         );
         h.map(|x| 1.1 * x);
         let (x, h) = (given(&x), given(&h));
-        rig.cache.begin_pass(&rig.info(&[0])).expect("a pass");
+        rig.cache.begin_pass(Ok(&rig.info(&[0]))).expect("a pass");
         let _ = rig.cache.before_block(0, &x, Some(&h));
         rig.cache.after_block(0, &h).expect("after_block");
         let (action, result) = rig.cache.before_block(1, &h, None);
@@ -460,9 +460,9 @@ fn the_engine_may_compute_a_pass_of_layers_all_the_same() {
     let mut rig = Rig::new("pab,window=none");
     rig.begin_run(None);
     rig.pass();
-    let mut info = rig.info(&[0]).expect("plain");
+    let mut info = rig.info(&[0]);
     info.flags = flag::COMPUTE;
-    rig.cache.begin_pass(&Ok(info)).expect("a pass");
+    rig.cache.begin_pass(Ok(&info)).expect("a pass");
     let layer = support::Tensor::new(Dtype::F32, &[N]).on_host();
     let (action, result) = rig.cache.before_layer(0, Kind::Spatial, &given(&layer));
     result.expect("legal");

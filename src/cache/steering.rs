@@ -57,8 +57,10 @@ impl<O: Ops> Cache<O> {
 
     /// What `unit` of the open pass, or of a coming one, will be answered, if that is certain.
     pub fn peek(&mut self, info: Option<&PassInfo>, unit: u32) -> Result<Option<Action>> {
-        let answer = self.foresee(info, unit);
-        self.finish_call().and(answer)
+        match self.foresee(info, unit) {
+            Ok(answer) => self.finish_call().map(|()| answer),
+            Err(error) => self.finish_call().and(Err(error)),
+        }
     }
 
     fn foresee(&mut self, info: Option<&PassInfo>, unit: u32) -> Result<Option<Action>> {
@@ -111,18 +113,21 @@ impl<O: Ops> Cache<O> {
         }
         let uncond = self.engine.uncond;
         let with_uncond = info.branches.contains(&uncond);
-        let asked = run.pass_of(info);
-        let passes = |step| run.coming(asked, step);
+        // Made anew each time, not copied: what was just written in parts is slow to read as a whole.
+        let passes = |step| match step == info.step {
+            true => run.pass_of(info),
+            false => run.pass(step, 0, None),
+        };
         let mut guidance = self.guidance.as_mut();
         let cond_only = match (with_uncond, guidance.as_deref_mut()) {
             (true, _) => Some(false),
             (false, Some(guide)) => {
-                guide.forecast(run.first_step).at(asked.step, passes).map(is_skip)
+                guide.forecast(run.first_step).at(info.step, passes).map(is_skip)
             }
             (false, None) => None,
         };
-        // Made anew, not copied: what was just written in parts is slow to read as a whole.
-        let pass = Pass { cond_only, ..run.pass_of(info) };
+        let mut pass = run.pass_of(info);
+        pass.cond_only = cond_only;
         let mut forecast = guidance.map(|guidance| guidance.forecast(run.first_step));
         let stacks = self.engine.max_stacked > 1 && forecast.is_some();
         let at = |step| {

@@ -12,7 +12,7 @@ impl<O: Ops> Cache<O> {
     /// Is the unconditional branch left out of this step? Then `uncond` holds its estimate.
     pub fn before_uncond(
         &mut self,
-        info: Result<PassInfo>,
+        info: Result<&PassInfo>,
         cond: Read,
         uncond: Read,
     ) -> (Action, Result<()>) {
@@ -43,7 +43,12 @@ impl<O: Ops> Cache<O> {
     }
 
     /// Both predictions of a step in which the branch ran.
-    pub fn after_uncond(&mut self, info: Result<PassInfo>, cond: Read, uncond: Read) -> Result<()> {
+    pub fn after_uncond(
+        &mut self,
+        info: Result<&PassInfo>,
+        cond: Read,
+        uncond: Read,
+    ) -> Result<()> {
         if self.guidance.is_none() {
             return Ok(());
         }
@@ -82,13 +87,13 @@ impl<O: Ops> Cache<O> {
     }
 
     /// The pass that guidance is asked about, checked; and its flags.
-    fn guided(&mut self, info: Result<PassInfo>, call: &str) -> Result<(Pass, u32)> {
+    fn guided(&mut self, info: Result<&PassInfo>, call: &str) -> Result<(Pass, u32)> {
         let info = info?;
         if info.flags & flag::FORGET != 0 {
             // The weights have changed, whatever else is wrong.
             self.guidance.iter_mut().for_each(Guidance::forget);
         }
-        self.check_pass(&info, call)?;
+        self.check_pass(info, call)?;
         let uncond = self.engine.uncond;
         if info.branches[..] != [uncond] {
             let branches = &info.branches;
@@ -102,7 +107,7 @@ impl<O: Ops> Cache<O> {
             bail!(State, "{call} before begin_run");
         };
         run.failed.clone().map_or(Ok(()), Err)?;
-        let about = run.pass_of(&info);
+        let about = run.pass_of(info);
         if needs_timestep && about.timestep.is_none() {
             let step = info.step;
             bail!(Arg, "pass->timestep: step {step} has none, which guidance's windows need");

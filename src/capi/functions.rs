@@ -1,10 +1,10 @@
 //! The functions of `include/diffcache.h`, in its order. Their docs are the header's.
-use super::guard::{self, caught, set_last_error, status, value};
+use super::guard::{self, caught, reported, set_last_error, status, value};
 use super::handle::{Entered, Notes, Table};
 use super::structs::{self, Backend, Versioned};
-use super::thread;
+use super::thread::{self, Mine};
 use super::types::*;
-use crate::cache::{Cache, Given, Read};
+use crate::cache::{Cache, Given, PassInfo, Read};
 use crate::error::{Error, Result, bail};
 use crate::log::{self, Level};
 use crate::ops::any::Any;
@@ -64,15 +64,22 @@ impl Entry {
         doubted
     }
 
-    /// Was the pass that this thread believes open ended by another thread?
-    fn lost(&self, handle: usize) -> bool {
-        if self.cancelled.is_empty() {
-            return false;
-        }
-        thread::find(handle).is_some_and(|mine| self.cancelled.contains(&mine.serial))
+    /// Was the pass that a thread believes open ended by another thread?
+    fn has_lost(&self, mine: Option<Mine>) -> bool {
+        !self.cancelled.is_empty() && mine.is_some_and(|mine| self.cancelled.contains(&mine.serial))
+    }
+
+    /// Is this what a thread has to know of the open pass?
+    fn is_known(&self, mine: Option<Mine>) -> bool {
+        mine.is_some_and(|mine| {
+            let serial = mine.serial == self.serial;
+            serial && (mine.span.is_some() || self.cache.filled_span().is_none())
+        })
     }
 }
 
+// What it returns is slow to move just after it was written in parts.
+#[inline(always)]
 fn enter(cache: *const dc_cache_t) -> Result<Entered<'static, Entry>> {
     CACHES.enter(cache.addr())
 }
@@ -107,7 +114,7 @@ fn serve<T>(
 fn in_pass<T>(
     cache: *mut dc_cache_t,
     off: T,
-    told: impl Fn(&thread::Mine) -> T,
+    told: impl Fn(&Mine) -> T,
     otherwise: T,
     f: impl FnOnce(&mut Entry) -> Result<T>,
 ) -> T {
@@ -115,22 +122,25 @@ fn in_pass<T>(
         return off;
     }
     let handle = cache.addr();
-    let served = caught(|| {
-        if thread::find(handle).is_some_and(|mine| mine.serial == 0) {
-            bail!(Busy, "begin_pass was refused: another thread is in a call on this cache");
+    let (mine, edits) = (thread::find(handle), thread::edits());
+    let served = match mine {
+        Some(Mine { serial: 0, .. }) => {
+            let text = "begin_pass was refused: another thread is in a call on this cache";
+            Err(Error::Busy(text.to_owned()))
         }
-        serve(cache, |entry, notes| {
-            if entry.lost(handle) {
+        _ => serve(cache, |entry, notes| {
+            if entry.has_lost(mine) {
                 bail!(State, "another thread began a run or a pass on this cache");
             }
             entry.heed_refused(notes);
             let result = f(entry);
-            if entry.owner.is_some() {
+            let known = entry.is_known(mine) && thread::edits() == edits;
+            if !known && entry.owner.is_some() {
                 thread::join(handle, entry.serial, entry.cache.filled_span());
             }
             result
-        })
-    });
+        }),
+    };
     served.unwrap_or_else(|error| {
         set_last_error(&error);
         let mine = thread::find(handle);
@@ -443,7 +453,7 @@ pub extern "C" fn dc_cache_destroy(cache: *mut dc_cache_t) {
 /// `stream` is what mem_free of this engine understands.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dc_cache_trim(cache: *mut dc_cache_t, stream: *mut c_void) -> dc_status_t {
-    status(|| with(cache, (), |entry| entry.cache.trim(stream)))
+    reported(with(cache, (), |entry| entry.cache.trim(stream)))
 }
 
 /// Starts a sampling run: forgets results, counters and trace, and keeps the memory. Legal at any
@@ -458,14 +468,12 @@ pub unsafe extern "C" fn dc_cache_begin_run(
     cache: *mut dc_cache_t,
     run: *const dc_run_t,
 ) -> dc_status_t {
-    status(|| {
-        with(cache, (), |entry| {
-            entry.take_over();
-            thread::end(cache.addr());
-            entry.cache.end_run();
-            entry.cache.begin_run(unsafe { structs::run(run, entry.n_branches)? })
-        })
-    })
+    reported(with(cache, (), |entry| {
+        entry.take_over();
+        thread::end(cache.addr());
+        entry.cache.end_run();
+        entry.cache.begin_run(unsafe { structs::run(run, entry.n_branches)? })
+    }))
 }
 
 /// Ends the run and logs how it went: passes, skips, and the percentiles of the measured change
@@ -473,14 +481,12 @@ pub unsafe extern "C" fn dc_cache_begin_run(
 /// dc_cache_begin_run and dc_cache_destroy imply it.
 #[unsafe(no_mangle)]
 pub extern "C" fn dc_cache_end_run(cache: *mut dc_cache_t) -> dc_status_t {
-    status(|| {
-        with(cache, (), |entry| {
-            entry.take_over();
-            thread::end(cache.addr());
-            entry.cache.end_run();
-            Ok(())
-        })
-    })
+    reported(with(cache, (), |entry| {
+        entry.take_over();
+        thread::end(cache.addr());
+        entry.cache.end_run();
+        Ok(())
+    }))
 }
 
 // ---- one pass ----
@@ -505,22 +511,22 @@ pub unsafe extern "C" fn dc_cache_begin_pass(
     cache: *mut dc_cache_t,
     pass: *const dc_pass_t,
 ) -> dc_status_t {
+    if cache.is_null() {
+        return dc_status::DC_OK as i32;
+    }
     let handle = cache.addr();
     let mut served = false;
-    let begun = caught(|| {
-        if cache.is_null() {
-            return Ok(());
-        }
-        serve(cache, |entry, notes| {
-            entry.take_over();
-            entry.serial += 1;
-            entry.owner = Some(thread::me());
-            thread::begin(handle, entry.serial, |handle| CACHES.announced(handle).is_ok());
-            notes.announce(entry.serial);
-            notes.take_refused();
-            served = true;
-            entry.cache.begin_pass(&unsafe { structs::pass(pass) })
-        })
+    let begun = serve(cache, |entry, notes| {
+        entry.take_over();
+        entry.serial += 1;
+        entry.owner = Some(thread::me());
+        thread::begin(handle, entry.serial, |handle| CACHES.announced(handle).is_ok());
+        notes.announce(entry.serial);
+        notes.take_refused();
+        served = true;
+        let mut info = PassInfo::default();
+        let given = unsafe { structs::pass(pass, &mut info) };
+        entry.cache.begin_pass(given.map(|()| &info))
     });
     match &begun {
         Err(Error::Busy(_)) => thread::begin(handle, 0, |_| true),
@@ -528,7 +534,7 @@ pub unsafe extern "C" fn dc_cache_begin_pass(
         Err(_) if !served => drop(thread::end(handle)),
         _ => {}
     }
-    status(|| begun)
+    reported(begun)
 }
 
 /// DC_COMPUTE: run `block`, then report it. DC_SKIP: its result is in `out` (null: over `in`).
@@ -565,7 +571,7 @@ pub unsafe extern "C" fn dc_cache_before_block(
     n: usize,
 ) -> dc_action_t {
     let (compute, skip) = (dc_action::DC_COMPUTE as u32, dc_action::DC_SKIP as u32);
-    let told = |mine: &thread::Mine| if mine.skips(block) { skip } else { compute };
+    let told = |mine: &Mine| if mine.skips(block) { skip } else { compute };
     in_pass(cache, compute, told, compute, |entry| {
         let input = |given: &mut Given| unsafe { structs::tensors("in", in_, n, given) };
         let output = |given: &mut Given| unsafe { structs::tensors("out", out, n, given) };
@@ -613,39 +619,39 @@ pub unsafe extern "C" fn dc_cache_after_block(
 #[unsafe(no_mangle)]
 #[must_use]
 pub extern "C" fn dc_cache_end_pass(cache: *mut dc_cache_t) -> dc_status_t {
-    let handle = cache.addr();
-    status(|| {
-        let mine = thread::end(handle);
-        if mine.is_some_and(|mine| mine.serial == 0) {
-            bail!(Busy, "begin_pass was refused: another thread was in a call on this cache");
+    reported(end_pass(cache))
+}
+
+fn end_pass(cache: *mut dc_cache_t) -> Result<()> {
+    if cache.is_null() {
+        return Ok(());
+    }
+    let mine = thread::end(cache.addr());
+    if mine.is_some_and(|mine| mine.serial == 0) {
+        bail!(Busy, "begin_pass was refused: another thread was in a call on this cache");
+    }
+    let ended = serve(cache, |entry, notes| {
+        if entry.has_lost(mine) {
+            bail!(State, "another thread began a run or a pass on this cache");
         }
-        if cache.is_null() {
-            return Ok(());
-        }
-        let ended = serve(cache, |entry, notes| {
-            let cancelled = mine.is_some_and(|mine| entry.cancelled.contains(&mine.serial));
-            if cancelled {
-                bail!(State, "another thread began a run or a pass on this cache");
-            }
-            let doubted = entry.heed_refused(notes);
-            entry.owner = None;
-            let ended = entry.cache.end_pass();
-            if doubted {
-                bail!(Discard, "two threads met in a pass: whether it was skipped is in doubt");
-            }
-            ended
-        });
-        if mine.is_some_and(|mine| mine.doubted) {
+        let doubted = entry.heed_refused(notes);
+        entry.owner = None;
+        let ended = entry.cache.end_pass();
+        if doubted {
             bail!(Discard, "two threads met in a pass: whether it was skipped is in doubt");
         }
-        if let Err(error @ Error::Internal(_)) = &ended {
-            let spoilt = with_broken(cache, |entry| std::mem::take(&mut entry.spoilt));
-            if spoilt {
-                bail!(Discard, "{error}");
-            }
-        }
         ended
-    })
+    });
+    if mine.is_some_and(|mine| mine.doubted) {
+        bail!(Discard, "two threads met in a pass: whether it was skipped is in doubt");
+    }
+    if let Err(error @ Error::Internal(_)) = &ended {
+        let spoilt = with_broken(cache, |entry| std::mem::take(&mut entry.spoilt));
+        if spoilt {
+            bail!(Discard, "{error}");
+        }
+    }
+    ended
 }
 
 /// As [`with`], on a cache that hit a bug.
@@ -779,8 +785,10 @@ pub unsafe extern "C" fn dc_cache_before_uncond(
             let cond = |given: &mut Given| unsafe { structs::tensors("cond", cond, 1, given) };
             let uncond =
                 |given: &mut Given| unsafe { structs::tensors("uncond", uncond, 1, given) };
-            let info = unsafe { structs::pass(pass) };
-            let (action, result) = entry.cache.before_uncond(info, &cond, &uncond);
+            let mut info = PassInfo::default();
+            let given = unsafe { structs::pass(pass, &mut info) };
+            let given = given.map(|()| &info);
+            let (action, result) = entry.cache.before_uncond(given, &cond, &uncond);
             result.map(|()| structs::action(action))
         })
     })
@@ -798,14 +806,13 @@ pub unsafe extern "C" fn dc_cache_after_uncond(
     cond: *const dc_tensor_t,
     uncond: *const dc_tensor_t,
 ) -> dc_status_t {
-    status(|| {
-        with(cache, (), |entry| {
-            let cond = |given: &mut Given| unsafe { structs::tensors("cond", cond, 1, given) };
-            let uncond =
-                |given: &mut Given| unsafe { structs::tensors("uncond", uncond, 1, given) };
-            entry.cache.after_uncond(unsafe { structs::pass(pass) }, &cond, &uncond)
-        })
-    })
+    reported(with(cache, (), |entry| {
+        let cond = |given: &mut Given| unsafe { structs::tensors("cond", cond, 1, given) };
+        let uncond = |given: &mut Given| unsafe { structs::tensors("uncond", uncond, 1, given) };
+        let mut info = PassInfo::default();
+        let given = unsafe { structs::pass(pass, &mut info) };
+        entry.cache.after_uncond(given.map(|()| &info), &cond, &uncond)
+    }))
 }
 
 // ---- steering ----
@@ -823,7 +830,7 @@ pub unsafe extern "C" fn dc_cache_after_uncond(
 #[unsafe(no_mangle)]
 pub extern "C" fn dc_cache_decide(cache: *mut dc_cache_t, wish: dc_action_t) -> dc_action_t {
     let (compute, undecided) = (dc_action::DC_COMPUTE as u32, dc_action::DC_UNDECIDED as u32);
-    let told = |mine: &thread::Mine| match mine.span {
+    let told = |mine: &Mine| match mine.span {
         Some(_) => dc_action::DC_SKIP as u32,
         None => compute,
     };
@@ -857,18 +864,16 @@ pub unsafe extern "C" fn dc_cache_peek(
     unit: u32,
 ) -> dc_action_t {
     let (compute, undecided) = (dc_action::DC_COMPUTE as u32, dc_action::DC_UNDECIDED as u32);
-    let peeked = caught(|| {
-        with(cache, compute, |entry| {
-            let answer = match pass.is_null() {
-                true => entry.cache.peek(None, unit)?,
-                // Asked by reference: moving what was just written would stall.
-                false => match &unsafe { structs::pass(pass) } {
-                    Ok(info) => entry.cache.peek(Some(info), unit)?,
-                    Err(error) => return Err(error.clone()),
-                },
-            };
-            Ok(answer.map_or(undecided, structs::action))
-        })
+    let peeked = with(cache, compute, |entry| {
+        let answer = match pass.is_null() {
+            true => entry.cache.peek(None, unit)?,
+            false => {
+                let mut info = PassInfo::default();
+                unsafe { structs::pass(pass, &mut info)? };
+                entry.cache.peek(Some(&info), unit)?
+            }
+        };
+        Ok(answer.map_or(undecided, structs::action))
     });
     peeked.unwrap_or_else(|error| {
         set_last_error(&error);

@@ -87,7 +87,12 @@ fn panic_text(panic: Box<dyn Any + Send>) -> String {
 
 /// The code of `f`, with its text in the last error.
 pub fn status(f: impl FnOnce() -> Result<()>) -> i32 {
-    match caught(f) {
+    reported(caught(f))
+}
+
+/// The code of what was [`caught`], with its text in the last error.
+pub fn reported(result: Result<()>) -> i32 {
+    match result {
         Ok(()) => dc_status::DC_OK as i32,
         Err(error) => {
             set_last_error(&error);

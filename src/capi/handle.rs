@@ -5,6 +5,7 @@
 //! A slot's state is one atomic: `generation << 3 | LIVE | DOOMED | BUSY`. Who sets BUSY owns the
 //! cache until it clears it; a destroy that comes meanwhile leaves DOOMED, and the owner carries it
 //! out on its way out.
+use super::guard::caught;
 use crate::error::{Error, Result};
 use crate::stats::Observed;
 use once_cell::sync::OnceCell;
@@ -136,6 +137,7 @@ impl<T: Send> Table<T> {
     }
 
     /// Exclusive use of a live value.
+    #[inline(always)]
     pub fn enter(&self, handle: usize) -> Result<Entered<'_, T>> {
         let (index, slot, generation) = self.find(handle)?;
         let idle = generation << GENERATION | LIVE;
@@ -240,7 +242,11 @@ impl<T: Send> Drop for Entered<'_, T> {
         if state & DOOMED != 0
             || self.slot.state.compare_exchange(state, state & !BUSY, Release, Relaxed).is_err()
         {
-            self.table.retire(self.index, self.slot);
+            // What it calls of the engine's may panic, and no guard is round this.
+            let _ = caught(|| {
+                self.table.retire(self.index, self.slot);
+                Ok(())
+            });
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::preset::{Hooks, PRESETS};
 use crate::rule::{Action, Reason};
 use crate::scope::Kind;
 use std::ffi::{CStr, c_char};
+use std::mem::MaybeUninit;
 
 const ENGINE_MAGIC: u32 = 0x6463_656e;
 const OPTIONS_MAGIC: u32 = 0x6463_6f70;
@@ -177,6 +178,23 @@ pub unsafe fn read<T: Versioned>(from: *const T) -> Result<T> {
     Ok(value)
 }
 
+/// As [`read`], but one of this version is not copied: it may just have been written, field by field,
+/// and wide loads of that would stall.
+///
+/// # Safety
+/// As [`read`].
+unsafe fn read_in_place<'a, T: Versioned>(
+    from: *const T,
+    copy: &'a mut MaybeUninit<T>,
+) -> Result<&'a T> {
+    unsafe {
+        if !from.is_null() && from.is_aligned() && *from.cast::<u32>() as usize == size_of::<T>() {
+            return Ok(&*from);
+        }
+        Ok(copy.write(read(from)?))
+    }
+}
+
 /// Writes no byte past `size`, which must be `check_size`d; what a newer struct has more is zero.
 unsafe fn write<T: Versioned>(to: *mut T, value: &T, size: usize) {
     unsafe {
@@ -216,7 +234,7 @@ pub unsafe fn fill<T: Versioned>(to: *mut T, value: &T) -> Result<()> {
 
 /// Up to the first NUL, or all of it.
 fn text_of(bytes: &[c_char]) -> String {
-    let text = bytes.iter().map(|byte| byte.cast_unsigned()).take_while(|byte| *byte != 0);
+    let text = bytes.iter().map(|byte| *byte as u8).take_while(|byte| *byte != 0);
     String::from_utf8_lossy(&text.collect::<Vec<_>>()).into_owned()
 }
 
@@ -761,20 +779,21 @@ pub unsafe fn run(from: *const dc_run_t, n_branches: usize) -> Result<Run> {
     })
 }
 
+/// Fills `into`, which would be slow to move just after it was written.
+///
 /// # Safety
 /// As [`read`].
-pub unsafe fn pass(from: *const dc_pass_t) -> Result<PassInfo> {
-    let p = unsafe { read(from)? };
+pub unsafe fn pass(from: *const dc_pass_t, into: &mut PassInfo) -> Result<()> {
+    let mut copy = MaybeUninit::uninit();
+    let p = unsafe { read_in_place(from, &mut copy)? };
     let Some(branches) = p.branches.get(..p.n_branches as usize) else {
         bail!(Arg, "pass->n_branches is {}, allowed is 1 to {DC_MAX_BRANCHES}", p.n_branches);
     };
-    Ok(PassInfo {
-        step: p.step,
-        branches: branches.iter().map(|branch| *branch as usize).collect(),
-        flags: p.flags,
-        timestep: p.timestep,
-        stream: p.stream,
-    })
+    into.branches.clear();
+    into.branches.extend(branches.iter().map(|branch| *branch as usize));
+    (into.step, into.flags) = (p.step, p.flags);
+    (into.timestep, into.stream) = (p.timestep, p.stream);
+    Ok(())
 }
 
 // ---- out ----

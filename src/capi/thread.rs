@@ -50,6 +50,7 @@ thread_local! {
     static PASSES: RefCell<Passes> = const {
         RefCell::new(Passes { by_handle: HashMap::with_hasher(BuildHasherDefault::new()), full: 0 })
     };
+    static EDITS: Cell<u64> = const { Cell::new(0) };
     static HERE: Cell<u8> = const { Cell::new(0) };
 }
 
@@ -61,6 +62,16 @@ pub fn me() -> usize {
 /// Fewer records than this are not worth looking through.
 const FEW: usize = 64;
 
+/// How often this thread's records were changed: what was found holds as long as this stands still.
+pub fn edits() -> u64 {
+    EDITS.with(Cell::get)
+}
+
+fn edit<T>(f: impl FnOnce(&mut Passes) -> T) -> Option<T> {
+    EDITS.with(|edits| edits.set(edits.get() + 1));
+    with(f)
+}
+
 fn with<T>(f: impl FnOnce(&mut Passes) -> T) -> Option<T> {
     // A thread that is being torn down knows nothing.
     PASSES.try_with(|passes| passes.try_borrow_mut().ok().map(|mut passes| f(&mut passes))).ok()?
@@ -68,7 +79,7 @@ fn with<T>(f: impl FnOnce(&mut Passes) -> T) -> Option<T> {
 
 /// `serial` is 0 if the pass was refused. `is_live` tells of a handle whether its cache exists.
 pub fn begin(handle: usize, serial: u64, is_live: impl Fn(usize) -> bool) {
-    with(|passes| {
+    edit(|passes| {
         let mine = Mine { serial, began: true, span: None, doubted: false };
         passes.by_handle.insert(handle, mine);
         if passes.by_handle.len() > passes.full.max(FEW) {
@@ -84,7 +95,7 @@ pub fn find(handle: usize) -> Option<Mine> {
 
 /// A call of the pass `serial` was served on this thread; `span` if a skip is in place.
 pub fn join(handle: usize, serial: u64, span: Option<(u32, u32)>) {
-    with(|passes| {
+    edit(|passes| {
         let fresh = Mine { serial, began: false, span: None, doubted: false };
         let mine = passes.by_handle.entry(handle).or_insert(fresh);
         if mine.serial != serial {
@@ -96,11 +107,11 @@ pub fn join(handle: usize, serial: u64, span: Option<(u32, u32)>) {
 
 /// An answer that this thread was given may have been wrong.
 pub fn doubt(handle: usize) {
-    with(|passes| passes.by_handle.get_mut(&handle).map(|mine| mine.doubted = true));
+    edit(|passes| passes.by_handle.get_mut(&handle).map(|mine| mine.doubted = true));
 }
 
 pub fn end(handle: usize) -> Option<Mine> {
-    with(|passes| passes.by_handle.remove(&handle))?
+    edit(|passes| passes.by_handle.remove(&handle))?
 }
 
 impl Mine {

@@ -1,15 +1,12 @@
 //! What coming passes will be answered, as far as it is certain: the rules are asked ahead of time,
 //! which changes nothing, because a rule is pure to ask and clones of it take the record.
-use super::{Group, Members, Place};
+use super::{Group, Place};
 use crate::ops::Ops;
 use crate::rule::{self, Action, Pass, Reason, Rule, Verdict};
 use crate::scope::Scope;
 
 /// Steps that a coming pass may lie ahead to be played forward to.
 pub const FORESIGHT: u32 = 1 << 14;
-
-/// An open pass: what it is, the branches in it, and its answer if that is certain.
-type Open = (Pass, Members, Option<Action>);
 
 /// A pass that will come before the one that is asked about.
 pub struct Between {
@@ -21,13 +18,14 @@ pub struct Between {
 }
 
 /// What is asked: a pass that will come, or the open one, at one site.
-#[derive(Clone, Copy)]
 struct Asked<'a> {
     place: Place,
     pass: &'a Pass,
     members: &'a [usize],
     /// The first step that can still be evaluated.
     next: u32,
+    /// What the open pass does comes before.
+    waits: bool,
 }
 
 /// A branch whose passes are played forward.
@@ -68,6 +66,12 @@ fn is_stale(newest: Option<f64>, pass: &Pass, max_age: Option<u32>) -> bool {
     newest.is_none_or(old)
 }
 
+/// Facts of the schedule hold whatever happens before; counts do not.
+fn is_fact(verdict: Verdict) -> bool {
+    use Reason::{Guidance, Interval, Last, Rule, WarmUp, Window};
+    matches!(verdict, Verdict::Compute(WarmUp | Last | Rule | Interval | Window | Guidance))
+}
+
 /// The verdict of several branches together.
 fn judge<'a>(players: impl Iterator<Item = &'a Player>, pass: &Pass) -> Verdict {
     let deciding = players.filter(|player| player.decides);
@@ -92,9 +96,12 @@ impl<O: Ops> Group<O> {
         if turn.veto.is_some() || turn.compute {
             return Some(Action::Compute);
         }
-        let (pass, members) = (turn.pass, turn.members.clone());
-        let asked = Asked { place, pass: &pass, members: &members, next: pass.step };
-        self.foresee(ops, asked, None, |_| None)
+        let turn = self.turn.take()?;
+        let (pass, members) = (&turn.pass, &turn.members[..]);
+        let asked = Asked { place, pass, members, next: pass.step, waits: false };
+        let answer = self.foresee(ops, &asked, |_| None);
+        self.turn = Some(turn);
+        answer
     }
 
     /// The answer of a coming pass, as far as it is certain. `next` is the first step that can
@@ -108,10 +115,8 @@ impl<O: Ops> Group<O> {
         next: u32,
         at: impl FnMut(u32) -> Option<Between>,
     ) -> Option<Action> {
-        // What the open pass does comes before.
-        let open = self.turn.as_ref().map(|turn| (turn.pass, turn.members.clone()));
-        let open = open.map(|(pass, with)| (pass, with, self.peek_open(ops, place)));
-        self.foresee(ops, Asked { place, pass, members, next }, open, at)
+        let waits = self.turn.is_some();
+        self.foresee(ops, &Asked { place, pass, members, next, waits }, at)
     }
 
     /// What is kept at a site could stand in.
@@ -123,11 +128,10 @@ impl<O: Ops> Group<O> {
     fn foresee(
         &mut self,
         ops: &mut O,
-        asked: Asked,
-        open: Option<Open>,
+        asked: &Asked,
         at: impl FnMut(u32) -> Option<Between>,
     ) -> Option<Action> {
-        let Asked { place, pass, members, next } = asked;
+        let Asked { place, pass, members, next, waits } = *asked;
         if !self.takes(place) {
             return Some(Action::Compute);
         }
@@ -139,6 +143,10 @@ impl<O: Ops> Group<O> {
             }
             None => {}
         }
+        let now = self.judge_branches(members, pass, None);
+        if is_fact(now) {
+            return Some(Action::Compute);
+        }
         // With `share` it is not known whether this branch will decide or follow; nor of a layer
         // that was not seen yet, whether it will be among the first.
         let chosen = matches!(self.policy.scope, Scope::Layers { first: Some(_), .. });
@@ -146,19 +154,14 @@ impl<O: Ops> Group<O> {
             && !(self.setting.share && self.branches.len() > 1)
             && !(chosen && self.site(place).is_none())
             && !(self.setting.ranks && self.has_lost(members));
-        let waits = open.is_some();
         let (verdict, stale) = if waits || (known && next < pass.step) {
-            self.play(asked, open, &mut known, at)
+            self.play(ops, asked, &mut known, at)
         } else {
-            (self.judge_branches(members, pass, None), self.is_stale(asked))
+            (now, self.is_stale(asked))
         };
-        use Reason::{Guidance, Interval, Last, Rule, WarmUp, Window};
         match verdict {
             Verdict::Unknown(_) => None,
-            // Facts of the schedule hold whatever happens before; counts do not.
-            Verdict::Compute(WarmUp | Last | Rule | Interval | Window | Guidance) => {
-                Some(Action::Compute)
-            }
+            verdict if is_fact(verdict) => Some(Action::Compute),
             _ if !known => None,
             Verdict::Compute(_) => Some(Action::Compute),
             _ if stale => Some(Action::Compute),
@@ -179,9 +182,9 @@ impl<O: Ops> Group<O> {
     }
 
     /// What is kept now of some branch is too old.
-    fn is_stale(&self, Asked { place, pass, members, .. }: Asked) -> bool {
+    fn is_stale(&self, Asked { place, pass, members, .. }: &Asked) -> bool {
         let max_age = self.policy.keep.max_age;
-        let newest = |member: &usize| self.site(place)?.histories[*member].newest();
+        let newest = |member: &usize| self.site(*place)?.histories[*member].newest();
         members.iter().any(|member| is_stale(newest(member), pass, max_age))
     }
 
@@ -190,20 +193,21 @@ impl<O: Ops> Group<O> {
     /// passes between are uncertain.
     fn play(
         &mut self,
-        asked: Asked,
-        open: Option<Open>,
+        ops: &mut O,
+        asked: &Asked,
         known: &mut bool,
         mut at: impl FnMut(u32) -> Option<Between>,
     ) -> (Verdict, bool) {
+        let Asked { place, pass, members, next, waits } = *asked;
+        let answer = if waits { self.peek_open(ops, place) } else { None };
         let mut cast = std::mem::take(&mut self.players);
         let players = self.cast(&mut cast, asked);
-        if let Some((pass, with, action)) = open {
-            *known &= action.is_some();
-            let action = action.unwrap_or(Action::Compute);
-            let in_it = players.iter_mut().filter(|player| with.contains(&player.member));
-            in_it.for_each(|player| player.record(&pass, action));
+        if let Some(turn) = &self.turn {
+            *known &= answer.is_some();
+            let action = answer.unwrap_or(Action::Compute);
+            let in_it = players.iter_mut().filter(|player| turn.members.contains(&player.member));
+            in_it.for_each(|player| player.record(&turn.pass, action));
         }
-        let Asked { pass, members, next, .. } = asked;
         let max_age = self.policy.keep.max_age;
         for step in if *known { next..pass.step } else { 0..0 } {
             let between = at(step).filter(|between| play_one(players, members, between, max_age));
@@ -220,8 +224,8 @@ impl<O: Ops> Group<O> {
     }
 
     /// The branches that are asked about, as they stand, and behind them the unconditional one.
-    fn cast<'a>(&self, players: &'a mut Vec<Player>, asked: Asked) -> &'a mut [Player] {
-        let Asked { place, members, .. } = asked;
+    fn cast<'a>(&self, players: &'a mut Vec<Player>, asked: &Asked) -> &'a mut [Player] {
+        let Asked { place, members, .. } = *asked;
         let uncond = self.setting.uncond;
         let others = (uncond < self.branches.len() && !members.contains(&uncond)).then_some(uncond);
         let n = members.len() + usize::from(others.is_some());

@@ -7,6 +7,7 @@ use super::slot::{MAX_GRID, Slot};
 use crate::error::Result;
 use crate::ops::{Comparison, Dtype, Ops, View};
 use crate::rule::Change;
+use arrayvec::ArrayVec;
 use std::sync::Arc;
 
 /// A measurement that was queued.
@@ -53,20 +54,18 @@ impl Cuda {
     /// Of host memory at once, of device memory queued.
     pub(super) fn measure_all(&mut self, comparisons: &[Comparison], rounded: bool) -> Pending {
         let dtype = comparisons.first().map_or(Dtype::F32, |c| c.earlier.dtype());
-        let on_host = |c: &&Comparison| c.x.is_on_host();
-        let hosts: Vec<_> = comparisons.iter().filter(on_host).copied().collect();
-        let others = comparisons.iter().filter(|c| !c.x.is_on_host() && !c.x.is_empty());
-        let others: Vec<_> = others.copied().collect();
-        let mut known = self.host.measure(&hosts, rounded);
-        known.dtype = dtype;
-        known.count += others.iter().map(|c| c.x.len() as f64).sum::<f64>();
-        if others.is_empty() {
+        let mut known = Change::zero(dtype);
+        for comparison in comparisons.iter().filter(|c| c.x.is_on_host()) {
+            known = known + self.host.measure(&[*comparison], rounded);
+        }
+        if queued(comparisons).next().is_none() {
             return Pending::known(known);
         }
+        known.count += queued(comparisons).map(|c| c.x.len() as f64).sum::<f64>();
         let mut pending = None;
         self.queue(|cuda, context| {
             let mut slot = context.take_slot()?;
-            let launched = cuda.measure_queued(context, &mut slot, &others, rounded);
+            let launched = cuda.measure_queued(context, &mut slot, comparisons, rounded);
             let launches = launched.as_ref().map_or(0, |launches| *launches);
             let queued = Queued { context: context.clone(), slot: Some(slot), launches };
             pending = Some(Pending { queued: Some(queued), known });
@@ -111,15 +110,8 @@ impl Cuda {
             // Whoever had it before may still write to it.
             context.order(self.stream, slot.event)?;
         }
-        let (mut rows, mut strided) = (Vec::new(), Vec::new());
-        for comparison in comparisons {
-            match Cut::of(views(comparison)) {
-                Some(cut) => rows.push((cut, comparison)),
-                None => strided.push(comparison),
-            }
-        }
         slot.unread = true;
-        let launched = self.launch_all(context, slot, &rows, &strided, rounded);
+        let launched = self.launch_all(context, slot, comparisons, rounded);
         // Also where only some of it was launched: that works in the slot until then.
         let recorded = context.record(slot.event, self.stream);
         launched.and_then(|launches| recorded.map(|()| launches))
@@ -129,13 +121,15 @@ impl Cuda {
         &self,
         context: &Context,
         slot: &Slot,
-        rows: &[(Cut, &Comparison)],
-        strided: &[&Comparison],
+        comparisons: &[Comparison],
         rounded: bool,
     ) -> Result<usize> {
         let mut launches = 0;
-        for some in rows.chunks(MAX_COMPARED) {
-            let (mut compared, mut grid) = (Vec::new(), 0);
+        let cut = |comparison| Some((Cut::of(views(comparison))?, comparison));
+        let mut rows = queued(comparisons).filter_map(cut);
+        let mut strided = queued(comparisons).filter(|c| Cut::of(views(c)).is_none());
+        while let Some(some) = next_few(&mut rows) {
+            let (mut compared, mut grid) = (Few::new(), 0);
             for ((cut, comparison), blocks) in some.iter().zip(shares(some.iter().map(threads))) {
                 let own = compared_rows(cut, comparison);
                 compared.push(ComparedRows { first_block: grid, blocks, ..own });
@@ -145,8 +139,8 @@ impl Cuda {
             self.launch_measure(context, slot, launches, kernel, &compared, grid, rounded)?;
             launches += 1;
         }
-        for some in strided.chunks(MAX_COMPARED) {
-            let compared: Vec<_> = some.iter().map(|c| compared_strided(c)).collect();
+        while let Some(some) = next_few(&mut strided) {
+            let compared: Few<_> = some.iter().map(|c| compared_strided(c)).collect();
             let grid = blocks_within(MAX_GRID, some.iter().map(|c| c.x.len() as u64).sum());
             let kernel = Kernel::MeasureStrided;
             self.launch_measure(context, slot, launches, kernel, &compared, grid, rounded)?;
@@ -183,6 +177,19 @@ impl Cuda {
     }
 }
 
+/// What one launch compares.
+type Few<T> = ArrayVec<T, MAX_COMPARED>;
+
+fn next_few<T>(all: &mut impl Iterator<Item = T>) -> Option<Few<T>> {
+    let few: Few<T> = all.take(MAX_COMPARED).collect();
+    (!few.is_empty()).then_some(few)
+}
+
+/// Those that kernels make.
+fn queued(comparisons: &[Comparison]) -> impl Iterator<Item = &Comparison> {
+    comparisons.iter().filter(|c| !c.x.is_on_host() && !c.x.is_empty())
+}
+
 fn views(comparison: &Comparison) -> impl Iterator<Item = &View> + Clone {
     let Comparison { x, base, earlier, keep } = comparison;
     [Some(x), base.as_ref(), Some(earlier), keep.as_ref()].into_iter().flatten()
@@ -200,7 +207,7 @@ fn threads((cut, comparison): &(Cut, &Comparison)) -> u64 {
 }
 
 /// The grid's blocks, shared out among comparisons that have work for so many threads.
-fn shares(threads: impl ExactSizeIterator<Item = u64> + Clone) -> Vec<u32> {
+fn shares(threads: impl ExactSizeIterator<Item = u64> + Clone) -> Few<u32> {
     let all = u128::from(threads.clone().sum::<u64>());
     // All are rounded up, by less than a block each.
     let most = u128::from(MAX_GRID) + 1 - threads.len() as u128;
@@ -255,7 +262,7 @@ mod tests {
         ] {
             let shares = shares(threads.iter().copied());
             assert!(shares.iter().sum::<u32>() <= MAX_GRID);
-            assert_eq!(shares, blocks, "{threads:?}");
+            assert_eq!(shares[..], blocks, "{threads:?}");
         }
     }
 }

@@ -5,6 +5,7 @@
 //! | `driver` | the driver's functions, found at run time |
 //! | `context` | what is kept for each CUDA context: modules, a stream, slots, events |
 //! | `streams` | which stream work goes to, and what it waits for |
+//! | `admitted` | which of the engine's addresses were found to be the device's |
 //! | `measure`, `slot` | measurements, and where they arrive |
 //! | `ranks` | what ranks add up to decide alike |
 //! | `layout` | views as the kernels take them |
@@ -28,6 +29,7 @@
 //! time did. After a failure nothing more is queued until the next [`begin`](Ops::begin).
 //!
 //! Tensors in the host's memory (`DC_TENSOR_HOST`) are worked on by the [`Host`] backend, at once.
+mod admitted;
 mod context;
 mod driver;
 mod kernels;
@@ -47,11 +49,11 @@ use super::{
 };
 use crate::error::{Error, Result, bail};
 use crate::rule::Change;
+use admitted::Admitted;
 use context::{Context, Entered};
 use cudarc::driver::sys::{CUevent, CUstream};
 use kernels::{BLOCK, Kernel, LadderRows, LadderStrided};
 use layout::{Cut, Strided};
-use std::collections::HashSet;
 use std::ffi::c_void;
 use std::ptr::null_mut;
 use std::sync::Arc;
@@ -96,8 +98,8 @@ pub struct Cuda {
     failed: Option<Error>,
     /// ... and no call has said so yet.
     unsaid: bool,
-    /// First elements of the engine's tensors that have been found to be this device's, in this run.
-    admitted: HashSet<usize>,
+    /// First elements of the engine's tensors, in this run.
+    admitted: Admitted,
     waited: Duration,
 }
 
@@ -122,7 +124,7 @@ impl Cuda {
             dirty: false,
             failed: None,
             unsaid: false,
-            admitted: HashSet::new(),
+            admitted: Admitted::none(),
             waited: Duration::ZERO,
         }
     }
@@ -444,7 +446,7 @@ impl Ops for Cuda {
 
     fn begin_run(&mut self) {
         (self.failed, self.unsaid) = (None, false);
-        self.admitted.clear();
+        self.admitted = Admitted::none();
         self.waited = Duration::ZERO;
     }
 
@@ -470,7 +472,7 @@ impl Ops for Cuda {
         }
         let context = self.bind()?;
         let address = view.address().addr();
-        if !self.admitted.contains(&address) {
+        if !self.admitted.contains(address) {
             context.check_pointer(address)?;
             self.admitted.insert(address);
         }
