@@ -183,10 +183,7 @@ pub unsafe fn read<T: Versioned>(from: *const T) -> Result<T> {
 ///
 /// # Safety
 /// As [`read`].
-unsafe fn read_in_place<'a, T: Versioned>(
-    from: *const T,
-    copy: &'a mut MaybeUninit<T>,
-) -> Result<&'a T> {
+unsafe fn read_in_place<T: Versioned>(from: *const T, copy: &mut MaybeUninit<T>) -> Result<&T> {
     unsafe {
         if !from.is_null() && from.is_aligned() && *from.cast::<u32>() as usize == size_of::<T>() {
             return Ok(&*from);

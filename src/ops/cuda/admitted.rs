@@ -20,9 +20,11 @@ impl Admitted {
     }
 }
 
-/// Addresses are multiples of large powers of two: only a product's highest bits differ.
+/// Addresses lie at equal distances, and high: one product of them would not scatter them.
 fn place(address: usize) -> usize {
-    ((address as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize
+    let scatter = |x: u64| x.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let once = scatter(address as u64);
+    (scatter(once ^ once >> 32) >> 56) as usize
 }
 
 #[cfg(test)]
@@ -30,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_buffers_of_a_model_hardly_ever_take_each_others_place() {
+    fn of_64_buffers_at_equal_distances_few_take_anothers_place() {
         for distance in [1 << 9, 1 << 16, 4608 * 3072 * 2, 1 << 26] {
             let mut admitted = Admitted::none();
             let addresses = || (1..=64).map(|k| 0x7f00_0000_0000 + k * distance);
