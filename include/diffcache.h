@@ -389,8 +389,10 @@ typedef struct dc_engine_t {
     uint32_t n_branches;
     // Bit k: tensor k of a block enters the measured change. Default 1: the first only.
     uint32_t measure;
-    // CPU backend: 0 (default) = one thread per core, 1 = the calling thread only. Results are the
-    // same bits for any number.
+    // CPU backend: 1 = the calling thread only, 0 (default) = one thread per core that this process may
+    // use, at most 16. They are the library's own, and start when a tensor is first worth more than one:
+    // from a million elements on. A cache that finds them at work for another works alone. Results are
+    // the same bits for any number.
     uint32_t n_threads;
     // Most branches one pass stacks along dimension 0. Default 1.
     uint32_t max_stacked;

@@ -334,8 +334,10 @@ pub struct dc_engine_t {
     pub n_branches: u32,
     /// Bit k: tensor k of a block enters the measured change. Default 1: the first only.
     pub measure: u32,
-    /// CPU backend: 0 (default) = one thread per core, 1 = the calling thread only. Results are the
-    /// same bits for any number.
+    /// CPU backend: 1 = the calling thread only, 0 (default) = one thread per core that this process may
+    /// use, at most 16. They are the library's own, and start when a tensor is first worth more than one:
+    /// from a million elements on. A cache that finds them at work for another works alone. Results are
+    /// the same bits for any number.
     pub n_threads: u32,
     /// Most branches one pass stacks along dimension 0. Default 1.
     pub max_stacked: u32,
