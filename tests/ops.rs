@@ -551,6 +551,7 @@ fn every_instruction_set_gives_the_same_bits() {
                     let results: Vec<_> = Level::available()
                         .map(|level| {
                             let tensors = tensors(&specs, [1, 1, length]);
+                            let tensors: Vec<_> = tensors.iter().map(Tensor::on_host).collect();
                             let mut host = one_thread().with_level(level);
                             (level, all_operations(&mut host, &tensors, rounding))
                         })
