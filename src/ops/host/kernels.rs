@@ -6,7 +6,8 @@ use crate::ops::{BLOCK, Dtype, LANES};
 use std::ops::Range;
 
 /// Bytes by which memory is asked for an operand before it is needed. What computes between its loads
-/// has fewer of them under way than a plain loop; of 0.25 to 4 KB this came out best.
+/// has fewer of them under way than a plain loop. Of 0.25 to 4 KB, 320 to 448 bytes came out alike, and
+/// best.
 const AHEAD: usize = 384;
 
 const PAGE: usize = 4096;
@@ -71,9 +72,8 @@ impl Elements {
     }
 }
 
-/// Asks for the page that follows, once for each: its address takes time to translate, and the
-/// processor's own prefetchers, which stop at the end of a page, start anew where something was asked
-/// for. Worth it where memory is slowest beside the formulas, in f32.
+/// Asks for the page that follows, once for each. By the book its address takes time to translate, and
+/// the processor's own prefetchers stop at the end of a page; measured, it is a gain for f32 alone.
 #[inline(always)]
 fn turn_pages<S: Simd>(read: impl Iterator<Item = Elements> + Clone, at: usize) {
     let mut kinds = read.clone().map(|elements| elements.dtype);

@@ -133,7 +133,7 @@ impl Level {
                 Self::Portable => task.run::<portable::Portable>(),
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx2 => avx2::run(task),
-                // Loads of 32 bytes have more of memory on its way than those of 64: up to a fifth faster.
+                // Measured: what only moves f32 is faster by loads of 32 bytes than of 64.
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx512 if task.is_of_f32() => avx2::run(task),
                 #[cfg(target_arch = "x86_64")]
