@@ -335,9 +335,9 @@ pub struct dc_engine_t {
     /// Bit k: tensor k of a block enters the measured change. Default 1: the first only.
     pub measure: u32,
     /// CPU backend: 1 = the calling thread only, 0 (default) = one thread per core that this process may
-    /// use, at most 16. They are the library's own, and start when a tensor is first worth more than one:
-    /// from a million elements on. A cache that finds them at work for another works alone. Results are
-    /// the same bits for any number.
+    /// use, at most 16. These threads are the library's own, for all caches, and are started when a tensor
+    /// first has a million elements or so; smaller ones stay on the calling thread, and so does a cache that
+    /// finds the threads at work for another. Results are the same bits for any number.
     pub n_threads: u32,
     /// Most branches one pass stacks along dimension 0. Default 1.
     pub max_stacked: u32,

@@ -100,8 +100,8 @@ pub struct Sum<'a> {
 }
 
 impl Task for Sum<'_> {
-    fn is_of_f32(&self) -> bool {
-        self.dtype() == Some(Dtype::F32)
+    fn dtype(&self) -> Option<Dtype> {
+        common_dtype([self.out].into_iter().chain(self.x).chain(self.terms.iter().map(|t| t.1)))
     }
 
     #[inline(always)]
@@ -119,10 +119,6 @@ impl Task for Sum<'_> {
 }
 
 impl Sum<'_> {
-    fn dtype(&self) -> Option<Dtype> {
-        common_dtype([self.out].into_iter().chain(self.x).chain(self.terms.iter().map(|t| t.1)))
-    }
-
     /// All operands are of one dtype, which the compiler knows, as it knows how many terms there are.
     #[inline(always)]
     unsafe fn alike<S: Simd>(self, dtype: Dtype) {
@@ -198,8 +194,8 @@ pub struct Ladder<'a> {
 }
 
 impl Task for Ladder<'_> {
-    fn is_of_f32(&self) -> bool {
-        self.dtype() == Some(Dtype::F32)
+    fn dtype(&self) -> Option<Dtype> {
+        common_dtype([self.y].into_iter().chain(self.rungs.iter().copied()))
     }
 
     #[inline(always)]
@@ -216,10 +212,6 @@ impl Task for Ladder<'_> {
 }
 
 impl Ladder<'_> {
-    fn dtype(&self) -> Option<Dtype> {
-        common_dtype([self.y].into_iter().chain(self.rungs.iter().copied()))
-    }
-
     #[inline(always)]
     unsafe fn alike<S: Simd>(self, dtype: Dtype) {
         let Self { y, rungs, gap, n } = self;
@@ -269,8 +261,9 @@ pub struct Measure<'a> {
 }
 
 impl Task for Measure<'_> {
-    fn is_of_f32(&self) -> bool {
-        self.dtype() == Some(Dtype::F32)
+    fn dtype(&self) -> Option<Dtype> {
+        let all = [Some(self.x), self.base, Some(self.earlier), self.keep];
+        common_dtype(all.into_iter().flatten())
     }
 
     #[inline(always)]
@@ -287,11 +280,6 @@ impl Task for Measure<'_> {
 }
 
 impl Measure<'_> {
-    fn dtype(&self) -> Option<Dtype> {
-        let all = [Some(self.x), self.base, Some(self.earlier), self.keep];
-        common_dtype(all.into_iter().flatten())
-    }
-
     #[inline(always)]
     fn of(self, dtype: Dtype) -> Self {
         Self {

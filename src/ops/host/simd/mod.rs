@@ -92,8 +92,8 @@ pub trait Task {
     /// As [`Simd`]; and the task's own contract.
     unsafe fn run<S: Simd>(self);
 
-    /// Does it convert nothing, so that memory is all it waits for?
-    fn is_of_f32(&self) -> bool;
+    /// Of all operands, if they have one.
+    fn dtype(&self) -> Option<Dtype>;
 }
 
 /// The instruction sets there is code for.
@@ -135,7 +135,7 @@ impl Level {
                 Self::Avx2 => avx2::run(task),
                 // Measured: what only moves f32 is faster by loads of 32 bytes than of 64.
                 #[cfg(target_arch = "x86_64")]
-                Self::Avx512 if task.is_of_f32() => avx2::run(task),
+                Self::Avx512 if task.dtype() == Some(Dtype::F32) => avx2::run(task),
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx512 => avx512::run(task),
             }
