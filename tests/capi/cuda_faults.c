@@ -10,17 +10,9 @@ static char healthy[TAPE_STEPS + 1]; /* decisions */
 
 static dc_status_t begin(tape_t *tape, int with_shapes, void *stream)
 {
-    dc_tensor_t row = floats(NULL, TAPE_N);
-    dc_shape_t shape;
     dc_run_t run = headers_run;
-    memset(&shape, 0, sizeof shape);
-    shape.hook = DC_HOOK_EACH;
-    shape.branch = UINT32_MAX;
-    shape.tensors = &row;
-    shape.n = 1;
+    if (with_shapes) return begin_run_with_shapes(tape->cache, stream);
     run.n_steps = TAPE_STEPS;
-    run.n_shapes = with_shapes ? 1 : 0;
-    run.shapes = &shape;
     run.stream = stream;
     return dc_cache_begin_run(tape->cache, &run);
 }
